@@ -1,0 +1,390 @@
+"""The dialogue with a mail client until it is logged in: the server side of IMAP's not authenticated state.
+
+Theory of operation. One generator reads command after command; it yields None where it needs more octets and an event
+where it needs the world. Everything else it answers by itself into `_out`. Which command is legal is written here and
+nowhere else.
+
+A command is judged before it is complete. Its first line says whether it will be refused whatever its arguments are:
+then no continuation request goes out, and a client that waits for one has its answer at once. A non-synchronizing
+literal has been sent already, so it is consumed, because the octets of a refused literal must never be read as a
+command. Where that cannot be done within the bounds, the connection ends.
+
+While an offer is pending nothing is parsed. After accept() what the client sent early belongs to the backend; after
+reject() it is parsed as commands of a client that is not logged in (RFC 9051 §5.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+
+from proxy.imap import responses
+from proxy.imap.capability import before_login
+from proxy.imap.events import Gone, LoggedOut, LoginOffered, ProtocolViolation, ServerEvent, StartTls
+from proxy.imap.grammar import Arguments, BadSyntax, LiteralHeader, check_id, decode_base64, is_tag, split_literal
+from proxy.imap.reader import EndOfData, LineTooLong, Reader
+from proxy.model import Challenge, Credentials, MalformedResponse, Mechanism
+from proxy.outcome import FAREWELLS, REPLIES, Outcome
+
+_COMMANDS = frozenset({b"CAPABILITY", b"NOOP", b"LOGOUT", b"ID", b"STARTTLS", b"LOGIN", b"AUTHENTICATE"})
+_TAKE_STRINGS = frozenset({b"ID", b"LOGIN"})  # only their arguments can be literals
+_NEED_PRIVACY = frozenset({b"LOGIN", b"AUTHENTICATE"})
+
+_NO_COMMAND = b"BAD Invalid tag or missing command."
+_NOT_NOW = b"BAD Unknown command, or not allowed before login."
+_BAD_CHARACTER = b"BAD Invalid character."
+_NO_LITERAL = b"BAD Literal not allowed here."
+_TOO_BIG = b"NO [TOOBIG] Literal too large."
+_UNKNOWN_MECHANISM = b"NO [CANNOT] Unsupported authentication mechanism."
+
+_HTTP_METHODS = frozenset(
+    {b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PRI"}
+)
+_TLS_HANDSHAKE = b"\x16\x03"  # how a ClientHello begins (RFC 8446 §5.1)
+
+
+@dataclass(frozen=True, slots=True)
+class DialogueBounds:
+    """How much a client may send before it is logged in. Buffers hold that, and one read more."""
+
+    max_line_bytes: int = 8192  # all text of one command, literals not counted
+    max_auth_line_bytes: int = 65536  # a line of AUTHENTICATE: tokens are large
+    max_literal_bytes: int = 8192  # all literals of one command
+    max_tag_bytes: int = 64
+    max_bad_commands: int = 10  # the tenth BAD is followed by BYE
+    max_early_bytes: int = 65536  # behind a login that is still pending
+
+
+class _ForeignProtocol(ProtocolViolation):
+    """This is no IMAP at all. A browser that was lured here must not see an answer it could make something of."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    tag: bytes
+    name: bytes
+    arguments: Arguments
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    tag: bytes
+    mechanism: Mechanism | None = field(repr=False)  # None: the LOGIN command
+
+
+class PreAuthDialogue:
+    """Bytes in, events out, from the greeting to the tagged OK of a login.
+
+    Call next_event() until it returns None, send data_to_send(), read, call receive_data(), and so on. Once a login was
+    accepted, or StartTls, LoggedOut or Gone were returned, it parses nothing more.
+    """
+
+    def __init__(
+        self,
+        *,
+        secure: bool,
+        starttls: bool,
+        mechanisms: Mapping[str, Callable[[], Mechanism]],
+        greeting: bool = True,
+        bounds: DialogueBounds = DialogueBounds(),
+    ) -> None:
+        """Begin with a greeting, unless TLS has just been started.
+
+        Args:
+            secure: TLS protects the connection, or a trusted network does; without, no login.
+            starttls: This listener offers STARTTLS.
+            mechanisms: What makes a new exchange of each mechanism, by its name in upper case.
+        """
+        self._secure = secure
+        self._starttls = starttls
+        self._mechanisms = mechanisms
+        self._bounds = bounds
+        self._capability = before_login(secure=secure, starttls=starttls, mechanisms=mechanisms)
+        self._reader = Reader()
+        self._out = bytearray(responses.greeting(self._capability) if greeting else b"")
+        self._bad_commands = 0
+        self._asked_capability = False
+        self._offer: _Offer | None = None
+        self._refusal = b""  # of the last login, while its mechanism's failure awaits the client's answer
+        self._violation: ProtocolViolation | None = None
+        self._parser = self._run()
+
+    def after_tls(self) -> PreAuthDialogue:
+        """The dialogue that goes on inside TLS: a new object, nothing said in clear survives, no second greeting.
+
+        Source: RFC 9051 §6.2.1.
+        """
+        return PreAuthDialogue(
+            secure=True, starttls=self._starttls, mechanisms=self._mechanisms, greeting=False, bounds=self._bounds
+        )
+
+    def receive_data(self, data: bytes) -> None:
+        """Take what the client sent; b"" means that it is gone."""
+        self._reader.receive_data(data)
+
+    def next_event(self) -> ServerEvent | None:
+        """What happened next; None: more octets are needed, or an offer is pending.
+
+        Raises:
+            ProtocolViolation: Send what is due and close.
+        """
+        if self._violation is not None:
+            raise self._violation
+        if self._offer is not None:
+            return None
+        return next(self._parser, None)
+
+    def data_to_send(self) -> bytes:
+        """What is due to the client; it is handed out once."""
+        data = bytes(self._out)
+        self._out.clear()
+        return data
+
+    def accept(self, capability: tuple[bytes, ...], notes: tuple[bytes, ...] = ()) -> None:
+        """Say OK to the pending login; the dialogue is over.
+
+        Args:
+            capability: What the session can do from now on; () if that is not known.
+            notes: Untagged lines of the backend, each with its CRLF, for the client to see first.
+        """
+        tag = self._answer_offer().tag
+        self._parser.close()
+        self._out += b"".join(notes)
+        reply = b"OK Logged in."
+        if capability and self._asked_capability:
+            # It has shown that it reads the untagged response; not every client knows the code (RFC 9051 §7.1).
+            self._out += responses.capabilities(capability)
+        elif capability:
+            reply = b"OK [CAPABILITY %b] Logged in." % b" ".join(capability)
+        self._out += responses.tagged(tag, reply)
+
+    def reject(self, outcome: Outcome) -> None:
+        """Refuse the pending login; the dialogue goes on."""
+        offer = self._answer_offer()
+        refusal = responses.tagged(offer.tag, bytes(REPLIES[outcome]))
+        challenge = offer.mechanism.failure(outcome) if offer.mechanism is not None else None
+        if challenge is None:
+            self._out += refusal
+        else:
+            self._out += responses.continuation(challenge.data)
+            self._refusal = refusal
+
+    @property
+    def trailing_data(self) -> bytes:
+        """What was received and not parsed.
+
+        After accept() it is owed to the backend. After StartTls there must be none: octets in clear behind STARTTLS may
+        be an attacker's, and the connection ends.
+        """
+        return self._reader.held()
+
+    @property
+    def wants_data(self) -> bool:
+        """Whether to go on reading: False while as much waits behind a pending login as may."""
+        return self._offer is None or len(self._reader) < self._bounds.max_early_bytes
+
+    def _answer_offer(self) -> _Offer:
+        assert self._offer is not None, "no login is pending"
+        offer, self._offer = self._offer, None
+        return offer
+
+    # --- the parser ---
+
+    def _run(self) -> Generator[ServerEvent | None, None, None]:
+        try:
+            yield from self._converse()
+        except EndOfData:
+            yield Gone()
+        except ProtocolViolation as violation:
+            self._violation = violation
+            if not isinstance(violation, _ForeignProtocol):
+                self._out += FAREWELLS[Outcome.PROTOCOL_VIOLATION]
+            raise
+
+    def _converse(self) -> Generator[ServerEvent | None, None, None]:
+        while True:
+            command = yield from self._read_command()
+            if command is None:
+                continue
+            try:
+                event = yield from self._perform(command)
+            except BadSyntax as bad:
+                self._refuse(command.tag, b"BAD " + str(bad).encode("ascii"))
+                continue
+            if event is None:
+                continue
+            yield event
+            if not isinstance(event, LoginOffered):
+                return
+            if self._refusal:
+                # RFC 7628 §3.2.3: the client answers the mechanism's failure, and what it answers says nothing.
+                yield from self._reader.line(self._bounds.max_auth_line_bytes)
+                self._out += self._refusal
+                self._refusal = b""
+
+    def _read_command(self) -> Generator[None, None, _Command | None]:
+        """One command with its literals; None if it was refused on the way."""
+        line = yield from self._first_line()
+        text, literal = split_literal(line)
+        tag, _, rest = text.partition(b" ")
+        if _is_http(tag, text):
+            raise _ForeignProtocol("HTTP")
+        name, space, rest = rest.partition(b" ")
+        name = name.upper()
+        refusal = None
+        if not name or not is_tag(tag) or len(tag) > self._bounds.max_tag_bytes:
+            tag, refusal = b"*", _NO_COMMAND
+        elif name not in _COMMANDS:
+            refusal = _NOT_NOW
+        elif not self._secure and name in _NEED_PRIVACY:
+            refusal = bytes(REPLIES[Outcome.PRIVACY_REQUIRED])
+        elif _has_bad_character(text):
+            refusal = _BAD_CHARACTER
+        elif literal is not None and name not in _TAKE_STRINGS:
+            refusal = _NO_LITERAL
+        parts = [space + rest]
+        if literal is not None:
+            refusal = yield from self._read_literals(parts, len(line), literal, refusal)
+        if refusal is not None:
+            self._refuse(tag, refusal)
+            return None
+        return _Command(tag, name, Arguments(parts))
+
+    def _first_line(self) -> Generator[None, None, bytes]:
+        reader, bounds = self._reader, self._bounds
+        first = yield from reader.peek(1)
+        if first == _TLS_HANDSHAKE[:1] and (yield from reader.peek(2)) == _TLS_HANDSHAKE:
+            # Its record may hold no LF; who speaks TLS here waits for our handshake, not for a line.
+            raise _ForeignProtocol("TLS where plain text is spoken")
+        try:
+            return (yield from reader.line(bounds.max_line_bytes))
+        except LineTooLong:
+            head = yield from reader.peek(min(len(reader), bounds.max_tag_bytes + len(b" AUTHENTICATE ")))
+            if head.upper().split(b" ", 2)[1:2] != [b"AUTHENTICATE"]:
+                raise
+        return (yield from reader.line(bounds.max_auth_line_bytes))
+
+    def _read_literals(
+        self, parts: list[bytes], text_bytes: int, literal: LiteralHeader | None, refusal: bytes | None
+    ) -> Generator[None, None, bytes | None]:
+        """Add literals and the text between them to `parts`, or consume them; return the refusal, if there is one."""
+        literal_bytes = 0
+        while literal is not None:
+            literal_bytes += literal.size
+            too_big = literal_bytes > self._bounds.max_literal_bytes
+            if too_big and not literal.synchronizing:
+                raise ProtocolViolation("literal too large")
+            if refusal is None and literal.binary:
+                refusal = _NO_LITERAL
+            if refusal is None and too_big:
+                refusal = _TOO_BIG
+            if refusal is None:
+                if literal.synchronizing:
+                    self._out += responses.READY_FOR_LITERAL
+                parts.append((yield from self._reader.octets(literal.size)))
+            elif literal.synchronizing:
+                return refusal  # the client waits; it was not told to go on and so ends its command here
+            else:
+                yield from self._reader.skip(literal.size)
+            line = yield from self._reader.line(max(0, self._bounds.max_line_bytes - text_bytes))
+            text_bytes += len(line)
+            text, literal = split_literal(line)
+            if refusal is None and (_has_bad_character(text) or b"\0" in parts[-1]):
+                refusal = _BAD_CHARACTER
+            parts.append(text)
+        return refusal
+
+    def _refuse(self, tag: bytes, reply: bytes) -> None:
+        """Answer a command with BAD or NO; too many BAD end the connection."""
+        self._out += responses.tagged(tag, reply)
+        if reply.startswith(b"BAD"):
+            self._bad_commands += 1
+            if self._bad_commands >= self._bounds.max_bad_commands:
+                raise ProtocolViolation("too many bad commands")
+
+    # --- the commands ---
+
+    def _perform(self, command: _Command) -> Generator[None, None, ServerEvent | None]:
+        arguments = command.arguments
+        match command.name:
+            case b"LOGIN":
+                return self._login(command)
+            case b"AUTHENTICATE":
+                return (yield from self._authenticate(command))
+            case b"ID":
+                arguments.expect(b" ")
+                check_id(arguments)
+                arguments.end()
+                self._out += responses.IDENTIFICATION
+            case b"STARTTLS":
+                return self._start_tls(command)
+            case b"CAPABILITY":
+                arguments.end()
+                self._asked_capability = True
+                self._out += responses.capabilities(self._capability)
+            case b"LOGOUT":
+                arguments.end()
+                self._out += responses.LOGGING_OUT
+                self._complete(command)
+                return LoggedOut()
+            case _:
+                arguments.end()  # NOOP
+        self._complete(command)
+        return None
+
+    def _complete(self, command: _Command) -> None:
+        self._out += responses.tagged(command.tag, b"OK %b completed." % command.name)
+
+    def _start_tls(self, command: _Command) -> StartTls:
+        command.arguments.end()
+        if self._secure or not self._starttls:
+            raise BadSyntax("TLS is active already." if self._secure else "STARTTLS is not offered.")
+        self._out += responses.tagged(command.tag, b"OK Begin TLS negotiation now.")
+        return StartTls()
+
+    def _login(self, command: _Command) -> LoginOffered:
+        arguments = command.arguments
+        arguments.expect(b" ")
+        name = arguments.astring()
+        arguments.expect(b" ")
+        password = arguments.astring()
+        arguments.end()
+        self._offer = _Offer(command.tag, None)
+        return LoginOffered(Credentials("LOGIN", name.decode("utf-8", "surrogateescape"), "", password))
+
+    def _authenticate(self, command: _Command) -> Generator[None, None, LoginOffered | None]:
+        """Carry the exchange of one mechanism: challenges and responses, base64 around each (RFC 9051 §6.2.2)."""
+        arguments = command.arguments
+        arguments.expect(b" ")
+        factory = self._mechanisms.get(arguments.atom().decode("ascii").upper())
+        response = None
+        if not arguments.ended:
+            arguments.expect(b" ")
+            encoded = arguments.word()
+            arguments.end()
+            response = b"" if encoded == b"=" else decode_base64(encoded)
+        if factory is None:
+            self._refuse(command.tag, _UNKNOWN_MECHANISM)
+            return None
+        mechanism = factory()
+        try:
+            while isinstance(result := mechanism.step(response), Challenge):
+                self._out += responses.continuation(result.data)
+                line = yield from self._reader.line(self._bounds.max_auth_line_bytes)
+                if line == b"*":  # no fault of the client's: it is not counted
+                    self._out += responses.tagged(command.tag, bytes(REPLIES[Outcome.CANCELLED]))
+                    return None
+                response = decode_base64(line)
+        except MalformedResponse:
+            raise BadSyntax("Malformed authentication response.") from None
+        self._offer = _Offer(command.tag, mechanism)
+        return LoginOffered(result)
+
+
+def _has_bad_character(text: bytes) -> bool:
+    return b"\0" in text or b"\r" in text
+
+
+def _is_http(tag: bytes, text: bytes) -> bool:
+    """Whether this is the first line, or the one after, of what a browser sends when a page makes it talk to us."""
+    return (tag in _HTTP_METHODS and text[-9:-3] == b" HTTP/") or tag[:5].lower() == b"host:"

@@ -1,0 +1,229 @@
+"""What holds for the dialogue before login whatever a client sends."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy.imap.events import Gone, LoggedOut, LoginOffered, ProtocolViolation, StartTls
+from proxy.imap.grammar import is_quotable, quote
+from proxy.imap.server import DialogueBounds, PreAuthDialogue
+from proxy.model import Challenge, Credentials
+from proxy.outcome import REPLIES, Outcome
+from proxy.sasl.plain import Plain
+
+SMALL = DialogueBounds(
+    max_line_bytes=48, max_auth_line_bytes=80, max_literal_bytes=24, max_tag_bytes=8, max_early_bytes=64
+)
+
+
+class Chatty:
+    """A mechanism that asks twice and tells its failure."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def step(self, response):
+        self.asked += 1
+        return Challenge(b"x") if self.asked < 3 else Credentials("CHATTY", "ann", "", response or b"")
+
+    def failure(self, outcome):
+        return Challenge(b"failed")
+
+
+MECHANISMS = {"PLAIN": Plain, "CHATTY": Chatty}
+
+# Whole commands and splinters of them: hypothesis puts them together in ways that no table has.
+SPLINTERS = [
+    *(b"a ", b"b.1 ", b"* ", b"+ ", b" ", b"\r\n", b"\n", b"\r", b"\0", b'"', b"\\", b"(", b")", b"=", b"*\r\n"),
+    *(b"CAPABILITY", b"noop", b"LOGOUT", b"ID", b"STARTTLS", b"LOGIN", b"AUTHENTICATE PLAIN", b"authenticate chatty"),
+    *(b"{3}\r\n", b"{3+}\r\n", b"~{3}\r\n", b"~{3+}\r\n", b"{0+}\r\n", b"{25}\r\n", b"{25+}\r\n", b"{-1}\r\n", b"{3"),
+    *(
+        b"ann",
+        b'"ann" ',
+        b"pw\r\n",
+        b"NIL",
+        b'("f" "v")\r\n',
+        b"AGFubgBwdw==",
+        b"QQ==\r\n",
+        b"\xc3\xa4",
+        b"\x16",
+        b"\x03",
+    ),
+    *(b"GET / HTTP/1.1\r\n", b"Host: ", b"x" * 30),
+    *(b"a LOGIN ann pw\r\n", b"a LOGIN {3}\r\nann {2+}\r\npw\r\n", b"a AUTHENTICATE PLAIN AGFubgBwdw==\r\n"),
+    *(b"a AUTHENTICATE CHATTY\r\n", b"a NOOP\r\n", b"a CAPABILITY\r\n", b"a SELECT {3+}\r\nabc\r\n"),
+]
+streams = st.lists(st.sampled_from(SPLINTERS) | st.binary(max_size=5), max_size=25).map(b"".join)
+cuts = st.lists(st.integers(0, 400), max_size=12)
+answers = st.lists(st.booleans(), max_size=6)
+secure = st.booleans()
+
+
+def pieces_of(stream, cut):
+    places = sorted({place for place in cut if 0 < place < len(stream)})
+    return [stream[start:end] for start, end in zip([0, *places], [*places, len(stream)], strict=True) if start < end]
+
+
+def converse(pieces, secure, answers, *, gone=False):
+    """Feed the pieces and answer the logins; return what happened, what was sent, what is left over."""
+    dialogue = PreAuthDialogue(secure=secure, starttls=not secure, mechanisms=MECHANISMS, bounds=SMALL)
+    happened, sent, answers = [], b"", list(answers)
+    for piece in [*pieces, *([b""] if gone else [])]:
+        dialogue.receive_data(piece)
+        try:
+            while (event := dialogue.next_event()) is not None:
+                happened.append(event)
+                if isinstance(event, LoginOffered) and answers:
+                    if answers.pop(0):
+                        dialogue.accept((b"IMAP4rev1",))
+                    else:
+                        dialogue.reject(Outcome.AUTHENTICATION_FAILED)
+        except ProtocolViolation as violation:
+            return [*happened, str(violation)], sent + dialogue.data_to_send(), None
+        sent += dialogue.data_to_send()
+    return happened, sent, dialogue.trailing_data
+
+
+@settings(max_examples=150, deadline=None)
+@given(streams, cuts, secure, answers)
+def test_the_split_of_the_bytes_never_matters(stream, cut, secure, answers):
+    whole = converse(pieces_of(stream, []), secure, answers)
+    assert converse(pieces_of(stream, cut), secure, answers) == whole
+    assert converse([bytes([octet]) for octet in stream], secure, answers) == whole
+
+
+@settings(max_examples=150, deadline=None)
+@given(streams | st.binary(max_size=300), secure, answers)
+def test_any_bytes_end_in_an_answer_or_a_violation(stream, secure, answers):
+    happened, sent, _ = converse(pieces_of(stream, []), secure, answers, gone=True)
+    pending = sum(isinstance(event, LoginOffered) for event in happened) > len(answers)
+    accepted = any(answers[: sum(isinstance(event, LoginOffered) for event in happened)])
+    assert pending or accepted or isinstance(happened[-1], str | StartTls | LoggedOut | Gone)
+    assert sent.startswith(b"* OK [CAPABILITY ")
+    assert sent.endswith(b"\r\n")
+    for line in sent.split(b"\r\n"):  # whole lines, and none that a client's octets could have broken
+        assert b"\r" not in line
+        assert b"\n" not in line
+        assert b"\0" not in line
+
+
+@settings(max_examples=150, deadline=None)
+@given(streams, cuts)
+def test_no_login_is_offered_in_clear(stream, cut):
+    happened, sent, _ = converse(pieces_of(stream, cut), False, [])
+    assert not any(isinstance(event, LoginOffered) for event in happened)
+    assert b"\r\n+ \r\n" not in sent
+
+
+@settings(max_examples=150, deadline=None)
+@given(streams.map(lambda stream: stream * 6), st.integers(1, 40), secure, answers)
+def test_no_buffer_passes_its_bound(stream, read_bytes, secure, answers):
+    dialogue = PreAuthDialogue(secure=secure, starttls=not secure, mechanisms=MECHANISMS, bounds=SMALL)
+    answers = list(answers)
+    largest = max(SMALL.max_line_bytes, SMALL.max_auth_line_bytes, SMALL.max_literal_bytes, SMALL.max_early_bytes)
+    while stream and dialogue.wants_data:
+        dialogue.receive_data(stream[:read_bytes])
+        stream = stream[read_bytes:]
+        assert len(dialogue.trailing_data) <= largest + read_bytes
+        try:
+            while (event := dialogue.next_event()) is not None:
+                if not isinstance(event, LoginOffered):
+                    return
+                if answers and answers.pop(0):
+                    dialogue.reject(Outcome.LIMIT)
+        except ProtocolViolation:
+            return
+        # a command of 7 octets can bring a reply of about 150
+        assert len(dialogue.data_to_send()) <= 500 + 40 * (largest + read_bytes)
+
+
+secrets = st.binary(min_size=1, max_size=24).filter(lambda secret: b"\0" not in secret)
+names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=5)
+
+
+def login_with_quotes(name, secret):
+    return b"a LOGIN " + quote(name) + b" " + quote(secret) + b"\r\n"
+
+
+def login_with_literals(name, secret):
+    return b"a LOGIN {%d}\r\n%b {%d+}\r\n%b\r\n" % (len(name), name, len(secret), secret)
+
+
+def plain_at_once(name, secret):
+    return b"a AUTHENTICATE PLAIN " + b64encode(b"\0" + name + b"\0" + secret) + b"\r\n"
+
+
+def plain_when_asked(name, secret):
+    return b"a AUTHENTICATE PLAIN\r\n" + b64encode(b"\0" + name + b"\0" + secret) + b"\r\n"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    names,
+    secrets,
+    st.sampled_from([login_with_quotes, login_with_literals, plain_at_once, plain_when_asked]),
+    cuts,
+)
+def test_names_and_secrets_arrive_as_they_were_sent(name, secret, say, cut):
+    octets = name.encode()
+    if say is login_with_quotes and not (is_quotable(octets) and is_quotable(secret)):
+        say = login_with_literals
+    dialogue = PreAuthDialogue(secure=True, starttls=False, mechanisms=MECHANISMS)
+    offers = []
+    for piece in pieces_of(say(octets, secret), cut):
+        dialogue.receive_data(piece)
+        offers.append(dialogue.next_event())
+    *before, offer = offers
+    assert before == [None] * len(before)
+    mechanism = "PLAIN" if say in (plain_at_once, plain_when_asked) else "LOGIN"
+    assert offer == LoginOffered(Credentials(mechanism, name, "", secret))
+
+
+SECRET = b"zX9-s3cret"
+SECRET_STREAMS = [
+    login_with_quotes(b"ann", SECRET),
+    login_with_literals(b"ann", SECRET),
+    plain_at_once(b"ann", SECRET),
+    plain_when_asked(b"ann", SECRET),
+    b"a LOGIN ann " + SECRET + b"(\r\n",
+    b'a LOGIN ann "' + SECRET + b"\r\n",
+    b"a LOGIN ann {10+}\r\n" + SECRET + b"x\r\n",
+    b"a LOGIN ann " + SECRET * 1000,
+    b"a LOGIN ann {9999+}\r\n" + SECRET,
+    b"a AUTHENTICATE PLAIN " + b64encode(SECRET) + b"\r\n",
+    b"a AUTHENTICATE PLAIN " + SECRET + b"!\r\n" * 10,
+]
+
+
+@pytest.mark.parametrize("stream", SECRET_STREAMS, ids=range(len(SECRET_STREAMS)))
+def test_no_secret_shows_in_a_repr_an_error_or_a_reply(stream):
+    dialogue = PreAuthDialogue(secure=True, starttls=False, mechanisms=MECHANISMS)
+    dialogue.receive_data(stream)
+    seen = []
+    try:
+        seen.append(repr(dialogue.next_event()))
+    except ProtocolViolation as violation:
+        error: BaseException | None = violation
+        while error is not None:  # what a traceback would print
+            seen.append(repr(error))
+            error = error.__cause__ or error.__context__
+    seen += [repr(dialogue), repr(vars(dialogue)), repr(dialogue.data_to_send())]
+    for text in seen:
+        assert SECRET.decode() not in text
+        assert b64encode(SECRET).decode() not in text
+        assert b64encode(b"\0ann\0" + SECRET).decode() not in text
+
+
+@given(st.sampled_from(list(REPLIES)), st.booleans())
+def test_after_a_refusal_the_dialogue_goes_on(outcome, tells):
+    dialogue = PreAuthDialogue(secure=True, starttls=False, mechanisms=MECHANISMS, greeting=False)
+    dialogue.receive_data(b"a AUTHENTICATE CHATTY\r\n\r\n\r\n" if tells else b"a LOGIN ann pw\r\n")
+    assert isinstance(dialogue.next_event(), LoginOffered)
+    dialogue.reject(outcome)
+    dialogue.receive_data(b"\r\nb NOOP\r\n" if tells else b"b NOOP\r\n")
+    assert dialogue.next_event() is None
+    assert dialogue.data_to_send().endswith(b"a " + bytes(REPLIES[outcome]) + b"\r\nb OK NOOP completed.\r\n")
