@@ -1,0 +1,158 @@
+"""Addresses, networks and backend URLs as they are written in the settings file."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from proxy.model import Endpoint
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Security = Literal["none", "tls", "starttls"]
+
+# scheme -> how the connection is secured, default port (RFC 8314 §7.3 for imaps; the third is ours)
+SCHEMES: dict[str, tuple[Security, int]] = {
+    "imap": ("none", 143),
+    "imaps": ("tls", 993),
+    "imap+starttls": ("starttls", 143),
+}
+
+# RFC 1123 §2.1, and `_` because container platforms hand out such names
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+
+
+@dataclass(frozen=True, slots=True)
+class BackendUrl:
+    """Where a backend listens and how the connection to it is secured."""
+
+    scheme: str
+    endpoint: Endpoint
+
+    @property
+    def security(self) -> Security:
+        """none: plain; tls: from the first octet; starttls: before the login."""
+        return SCHEMES[self.scheme][0]
+
+    @property
+    def host(self) -> str:
+        return self.endpoint.host
+
+    @property
+    def port(self) -> int:
+        return self.endpoint.port
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.endpoint}"
+
+
+def parse_listen_address(value: object) -> Endpoint:
+    """An IP address and port to listen on: "[::]:993", "127.0.0.1:1143". Port 0: any free one.
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    example = 'e.g. "127.0.0.1:1143", "0.0.0.0:993" or "[::]:993"'
+    if not isinstance(value, str):
+        raise ValueError(f"expected an IP address and a port, {example}")
+    if value.startswith("*:"):
+        raise ValueError(f'"*" is no address; "[::]{value[1:]}" listens on every one')
+    host, port = _split_port(value, example)
+    if port is None:
+        raise ValueError(f"the port is missing, {example}")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(f"expected an IP address and a port, {example}") from None
+    return Endpoint(host, port)
+
+
+def parse_backend_url(value: object) -> BackendUrl:
+    """A backend's URL: "imaps://10.0.0.11:993", "imap+starttls://mail1.example.org".
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it. It never repeats the URL, which may hold a secret.
+    """
+    example = 'e.g. "imaps://10.0.0.11:993" or "imap+starttls://mail1.example.org"'
+    scheme, separator, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
+    if not separator:
+        raise ValueError(f"expected a URL, {example}")
+    if scheme.lower() not in SCHEMES:
+        raise ValueError(f"expected imap://, imaps:// or imap+starttls:// and not {scheme[:20]}://, {example}")
+    if "@" in rest:
+        raise ValueError("a backend's URL has no name or password in it; they belong in backends.login")
+    rest = rest.removesuffix("/")
+    if any(mark in rest for mark in "/?#"):
+        raise ValueError(f"expected nothing behind host and port, {example}")
+    host, port = _split_port(rest, example)
+    if port == 0:
+        raise ValueError(f"port 0 is no port to connect to, {example}")
+    return BackendUrl(scheme.lower(), Endpoint(_checked_host(host, example), port or SCHEMES[scheme.lower()][1]))
+
+
+def parse_network(value: object) -> Network:
+    """A network in CIDR form: "10.0.0.0/8", "2001:db8::/32"; a single address is a network of one.
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    example = 'e.g. "10.0.0.0/8" or "::1/128"'
+    if not isinstance(value, str):
+        raise ValueError(f"expected a network, {example}")
+    try:
+        network = ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError(f"expected a network, {example}") from None
+    address = ipaddress.ip_address(value.partition("/")[0])
+    if address not in (network.network_address, None):
+        raise ValueError(f'{value} has bits set behind its prefix; "{network}" is the network around it')
+    return network
+
+
+def parse_domain(value: object) -> str:
+    """A domain name, in lower case.
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    if not isinstance(value, str) or not _is_name(value):
+        raise ValueError("expected a domain name, e.g. example.org")
+    return value.lower()
+
+
+def _split_port(text: str, example: str) -> tuple[str, int | None]:
+    """Host (without brackets) and port, if one is given."""
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"expected [address]:port, {example}")
+        separator, port = rest[:1], rest[1:]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ValueError(f"expected an IPv6 address in the brackets, {example}") from None
+    else:
+        host, separator, port = text.partition(":")
+        if ":" in port:
+            raise ValueError(f"an IPv6 address is written in brackets, {example}")
+    if not separator:
+        return host, None
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        raise ValueError(f"expected a port between 0 and 65535 behind the colon, {example}")
+    return host, int(port)
+
+
+def _checked_host(host: str, example: str) -> str:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not host.isascii():
+            raise ValueError("write the host's name in its ASCII form (xn--…)") from None
+        if not _is_name(host) or host.rpartition(".")[2].isdigit():
+            raise ValueError(f"expected a host's name or IP address, {example}") from None
+    return host
+
+
+def _is_name(name: str) -> bool:
+    return len(name) <= 253 and all(_LABEL.fullmatch(label) for label in name.split("."))

@@ -1,0 +1,132 @@
+"""What one section alone cannot tell: checks across sections, and looks into the files they name.
+
+A check runs when the sections it needs are sound, even if others are not, so that everything is told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Set
+
+from proxy.settings.certificates import pair_problem, read_certificates
+from proxy.settings.mistakes import Finding
+from proxy.settings.models import Settings
+from proxy.settings.units import duration_text
+
+Check = Callable[[Settings], Iterator[Finding]]
+
+
+def cross_findings(settings: Settings, broken: Set[str]) -> Iterator[Finding]:
+    """Run every check that doesn't need a broken section.
+
+    Args:
+        settings: The settings; its broken sections are never looked at.
+        broken: Names of sections that have mistakes of their own.
+    """
+    for needs, check in CHECKS:
+        if broken.isdisjoint(needs):
+            yield from check(settings)
+
+
+def _certificates_given(settings: Settings) -> Iterator[Finding]:
+    for index, listener in enumerate(settings.listeners):
+        if listener.tls != "none" and not settings.tls.certificates:
+            example = "tls: {certificates: [{certificate: tls.crt, private_key: tls.key}]}"
+            yield Finding(("listeners", index, "tls"), f"{listener.tls} needs a certificate, e.g. {example}")
+            return
+
+
+def _certificates_fit(settings: Settings) -> Iterator[Finding]:
+    for index, pair in enumerate(settings.tls.certificates):
+        problem = pair_problem(pair.certificate, pair.private_key)
+        if problem is not None:
+            yield Finding(("tls", "certificates", index, problem[0]), problem[1])
+
+
+def _ca_holds_certificates(settings: Settings) -> Iterator[Finding]:
+    ca = settings.backends.tls.ca
+    if ca is not None:
+        try:
+            read_certificates(ca)
+        except ValueError as exc:
+            yield Finding(("backends", "tls", "ca"), str(exc))
+
+
+def _addresses_differ(settings: Settings) -> Iterator[Finding]:
+    taken: dict[str, str] = {}
+    listeners = [
+        (("listeners", index, "address"), listener.address) for index, listener in enumerate(settings.listeners)
+    ]
+    doors = [(("admin", "address"), settings.admin.address), (("metrics", "address"), settings.metrics.address)]
+    for keys, address in (*listeners, *doors):
+        if address is None or address.port == 0:
+            continue
+        owner = f"{keys[0]}[{keys[1]}]" if len(keys) == 3 else str(keys[0])
+        if str(address) in taken:
+            yield Finding(keys, f'"{address}" is taken: {taken[str(address)]} listens there')
+        taken.setdefault(str(address), owner)
+
+
+def _servers_differ(settings: Settings) -> Iterator[Finding]:
+    first: dict[str, int] = {}
+    for index, server in enumerate(settings.backends.servers):
+        if server.name in first:
+            problem = f'"{server.name}" is the name of servers[{first[server.name]}] already; names are unique'
+            yield Finding(("backends", "servers", index, "name"), problem)
+        first.setdefault(server.name, index)
+
+
+def _someone_is_placed(settings: Settings) -> Iterator[Finding]:
+    if not any(server.weight for server in settings.backends.servers):
+        yield Finding(("backends", "servers"), "every server has weight 0, so that no user could be placed")
+
+
+def _backend_decides_last(settings: Settings) -> Iterator[Finding]:
+    backends = [index for index, source in enumerate(settings.identity) if source.backend is not None]
+    if backends and backends[0] != len(settings.identity) - 1:
+        problem = "backend decides for everyone, so what follows is never asked; make it the last source"
+        yield Finding(("identity", backends[0], "backend"), problem)
+
+
+def _backend_sees_the_password(settings: Settings) -> Iterator[Finding]:
+    # Security: with a master login the backend checks the proxy's password and never the user's. Were the backend
+    # the source of identity too, nobody would check it, and any password would open any account.
+    method = settings.backends.login.method
+    for index, source in enumerate(settings.identity):
+        if source.backend is not None and method != "password":
+            problem = (
+                f"any password would open any account: with backends.login.method {method} the backend never sees the "
+                "user's; take another source (file) or method password"
+            )
+            yield Finding(("identity", index, "backend"), problem)
+
+
+def _separators_agree(settings: Settings) -> Iterator[Finding]:
+    # Security: a name with the backend's separator in it would name another master user than ours.
+    login, names = settings.backends.login, settings.names
+    if login.method == "master" and login.separator != names.master_separator:
+        problem = (
+            f'"{login.separator}" differs from names.master_separator "{names.master_separator}", so that a client '
+            "could name a master user of his own; make them the same"
+        )
+        yield Finding(("backends", "login", "separator"), problem)
+
+
+def _answers_come_in_time(settings: Settings) -> Iterator[Finding]:
+    delay, deadline = settings.limits.failed_login_delay, settings.timeouts.login
+    if delay >= deadline:
+        problem = f"{duration_text(delay)} is not shorter than timeouts.login, {duration_text(deadline)}"
+        yield Finding(("limits", "failed_login_delay"), problem)
+
+
+CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
+    (frozenset({"listeners", "tls"}), _certificates_given),
+    (frozenset({"tls"}), _certificates_fit),
+    (frozenset({"backends"}), _ca_holds_certificates),
+    (frozenset({"listeners", "admin", "metrics"}), _addresses_differ),
+    (frozenset({"backends"}), _servers_differ),
+    (frozenset({"backends"}), _someone_is_placed),
+    (frozenset({"identity"}), _backend_decides_last),
+    (frozenset({"identity", "backends"}), _backend_sees_the_password),
+    (frozenset({"names", "backends"}), _separators_agree),
+    (frozenset({"limits", "timeouts"}), _answers_come_in_time),
+)
