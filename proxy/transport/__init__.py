@@ -1,0 +1,1 @@
+"""Sockets, TLS and listeners: how octets travel. The only room that knows pyOpenSSL."""

@@ -1,0 +1,293 @@
+"""TLS by pyOpenSSL on the non-blocking socket itself: contexts for both sides, the handshake, TLS streams.
+
+Theory of operation. A listener has one base context that is made before the first connection and never
+changed: session tickets are sealed with its keys, so a client resumes whatever certificate it was shown. The base
+context's servername callback, which OpenSSL calls with and without SNI, moves each connection to the context of
+the certificate that fits. Swapping certificates replaces those inner contexts and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import service_identity
+from cryptography import x509
+from OpenSSL import SSL
+from service_identity.pyopenssl import verify_hostname, verify_ip_address
+from trio.lowlevel import wait_readable, wait_writable
+
+from proxy.transport.stream import RECORD_BYTES, ConnectionLost, Transport
+
+OPENSSL_VERSION = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode("ascii", "replace")
+VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
+# TLS 1.2: forward secrecy and authenticated encryption only (RFC 9325 §4.2). TLS 1.3 has nothing else.
+_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
+_ALPN = b"imap"  # RFC 8314 §7, IANA's ALPN registry
+
+WouldRead: tuple[type[Exception], ...] = (SSL.WantReadError, BlockingIOError)
+WouldWrite: tuple[type[Exception], ...] = (SSL.WantWriteError, BlockingIOError)
+Ended = SSL.ZeroReturnError
+Broken: tuple[type[Exception], ...] = (SSL.Error, OSError)
+
+
+class TlsFailed(Exception):
+    """A handshake failed. `reason` is one of a bounded set for metrics; the text is for the log."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class _NoCommonProtocol(Exception):
+    """The client offers ALPN protocols and imap is not among them."""
+
+
+def _describe(error: SSL.Error) -> str:
+    """OpenSSL's error queue in one line."""
+    if isinstance(error, SSL.SysCallError):
+        return str(error.args[1]) if len(error.args) > 1 else "connection closed"
+    if error.args and isinstance(error.args[0], list):
+        return "; ".join(part[-1] for part in error.args[0]) or "unknown TLS error"
+    return str(error) or type(error).__name__
+
+
+def _new_context(method: int, minimum_version: str) -> SSL.Context:
+    context = SSL.Context(method)
+    context.set_min_proto_version(VERSIONS[minimum_version])
+    context.set_cipher_list(_CIPHERS)
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    # An idle session gives OpenSSL's buffers back; a write is whole or not at all, so that the rest to be
+    # retried is always what was handed in.
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    context.clear_mode(0x1)  # SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets and does not name
+    return context
+
+
+# --- towards clients ---
+
+
+def _select_alpn(connection: SSL.Connection, offered: list[bytes]) -> bytes:
+    if _ALPN in offered:
+        return _ALPN
+    # Raising makes pyOpenSSL answer with the fatal alert no_application_protocol (RFC 7301 §3.2).
+    raise _NoCommonProtocol
+
+
+def _server_context(minimum_version: str) -> SSL.Context:
+    context = _new_context(SSL.TLS_SERVER_METHOD, minimum_version)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # resumption is by tickets alone: no memory per client
+    context.set_session_id(b"imap-porter")
+    context.set_alpn_select_callback(_select_alpn)
+    return context
+
+
+class ServerCertificates:
+    """The certificates that clients may be shown, chosen by the name they ask for (RFC 6066 §3).
+
+    Raises:
+        SSL.Error: A pair cannot be used. The settings room has checked the files before.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Path, Path]], minimum_version: str) -> None:
+        self._minimum_version = minimum_version
+        self.swap(pairs)
+
+    def swap(self, pairs: Sequence[tuple[Path, Path]]) -> None:
+        """Use other files from the next handshake on; all or nothing."""
+        contexts = []
+        by_name: dict[bytes, SSL.Context] = {}
+        for certificate, private_key in pairs:
+            context = _server_context(self._minimum_version)
+            context.use_certificate_chain_file(str(certificate))
+            context.use_privatekey_file(str(private_key))
+            context.check_privatekey()
+            contexts.append(context)
+            for name in _certificate_names(certificate):
+                by_name.setdefault(name, context)
+        self._default, self._by_name = contexts[0], by_name
+
+    def base_context(self) -> SSL.Context:
+        """A context for a listener's lifetime; see the theory of operation."""
+        base = _server_context(self._minimum_version)
+        base.set_tlsext_servername_callback(self._choose)
+        return base
+
+    def _choose(self, connection: SSL.Connection) -> None:
+        name = (connection.get_servername() or b"").lower().rstrip(b".")
+        context = self._by_name.get(name)
+        if context is None and b"." in name:
+            context = self._by_name.get(b"*" + name[name.index(b".") :])
+        # An unknown name gets the default certificate, as mail clients expect, and leaves no trace here.
+        connection.set_context(context or self._default)
+
+
+def _certificate_names(path: Path) -> Iterable[bytes]:
+
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return [name.lower().encode("ascii", "replace") for name in extension.value.get_values_for_type(x509.DNSName)]
+
+
+async def accept_tls(sock: socket.socket, base: SSL.Context, *, speaks_first: bool) -> TlsStream:
+    """The server's side of a handshake. The caller owns the deadline and, on failure, the socket.
+
+    Args:
+        speaks_first: A greeting follows at once. It then leaves in one segment with the session tickets that end the
+            handshake: the first send() lets both go.
+    Raises:
+        TlsFailed: The handshake cannot succeed.
+    """
+    connection = SSL.Connection(base, sock)
+    connection.set_accept_state()
+    await _shake_hands(connection, sock, cork=speaks_first)
+    return TlsStream(sock, connection, corked=speaks_first)
+
+
+async def _shake_hands(connection: SSL.Connection, sock: socket.socket, *, cork: bool = False) -> None:
+    corked = False
+    while True:
+        try:
+            connection.do_handshake()
+        except SSL.WantReadError:
+            if corked:  # what we said needs an answer (a HelloRetryRequest came between): off with it
+                _cork(sock, False)
+            await wait_readable(sock)
+            if cork:
+                corked = True
+                _cork(sock, True)
+        except SSL.WantWriteError:
+            await wait_writable(sock)
+        except _NoCommonProtocol:
+            raise TlsFailed("alpn", "client offers no ALPN protocol imap") from None
+        except SSL.SysCallError as exc:
+            raise TlsFailed("closed", _describe(exc)) from exc
+        except SSL.Error as exc:
+            raise TlsFailed("protocol", _describe(exc)) from exc
+        else:
+            return
+
+
+def _cork(sock: socket.socket, on: bool) -> None:
+    with contextlib.suppress(OSError):  # it only saves a segment
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
+
+
+# --- towards backends ---
+
+
+def client_context(ca: Path | None, *, verify: bool, minimum_version: str = "1.2") -> SSL.Context:
+    """A context for connections to backends.
+
+    Args:
+        ca: PEM file of the authorities to trust; None: the system's.
+        verify: Whether a chain to one of them is required.
+    """
+    context = _new_context(SSL.TLS_CLIENT_METHOD, minimum_version)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    if not verify:
+        context.set_verify(SSL.VERIFY_NONE)
+        return context
+    context.set_verify(SSL.VERIFY_PEER)
+    if ca is None:
+        context.set_default_verify_paths()
+    else:
+        context.load_verify_locations(str(ca))
+    return context
+
+
+async def connect_tls(sock: socket.socket, context: SSL.Context, host: str, *, is_address: bool) -> TlsStream:
+    """The client's side of a handshake, and the check that the certificate is `host`'s (RFC 7817, RFC 9525).
+
+    Raises:
+        TlsFailed: No handshake, no trusted chain, or another server's certificate.
+    """
+    connection = SSL.Connection(context, sock)
+    connection.set_connect_state()
+    if not is_address:
+        connection.set_tlsext_host_name(host.encode("idna"))
+    await _shake_hands(connection, sock)
+    if context.get_verify_mode() & SSL.VERIFY_PEER:
+        try:
+            (verify_ip_address if is_address else verify_hostname)(connection, host)
+        except service_identity.VerificationError as exc:
+            raise TlsFailed("name", f"certificate is not for {host}: {_offered_names(connection)}") from exc
+    return TlsStream(sock, connection)
+
+
+def _offered_names(connection: SSL.Connection) -> str:
+    certificate = connection.get_peer_certificate()
+    if certificate is None:
+        return "none was sent"
+    try:
+        patterns: Any = service_identity.pyopenssl.extract_patterns(certificate)
+    except service_identity.CertificateError:
+        return "it names no host"
+    names = [_pattern_text(pattern) for pattern in patterns]
+    return "it names " + (", ".join(names[:8]) or "no host")
+
+
+def _pattern_text(pattern: Any) -> str:
+    raw = getattr(pattern, "pattern", pattern)
+    return raw.decode("ascii", "backslashreplace") if isinstance(raw, bytes) else str(raw)
+
+
+class TlsStream:
+    """Octets through TLS on a socket."""
+
+    __slots__ = ("_corked", "connection", "socket")
+    secure = True
+
+    def __init__(self, sock: socket.socket, connection: SSL.Connection, *, corked: bool = False) -> None:
+        self.socket = sock
+        self.connection = connection
+        self._corked = corked
+
+    @property
+    def transport(self) -> Transport:
+        return self.connection
+
+    async def receive(self) -> bytes:
+        while True:
+            try:
+                return self.connection.recv(RECORD_BYTES)
+            except SSL.WantReadError:
+                await wait_readable(self.socket)
+            except SSL.WantWriteError:
+                await wait_writable(self.socket)
+            except SSL.ZeroReturnError:
+                return b""
+            except SSL.Error as exc:
+                raise ConnectionLost(_describe(exc)) from exc
+
+    async def send(self, data: bytes) -> None:
+        while data:  # never empty: OpenSSL takes a write of nothing for the end
+            try:
+                self.connection.send(data)
+            except SSL.WantWriteError:
+                await wait_writable(self.socket)
+            except SSL.WantReadError:
+                await wait_readable(self.socket)
+            except SSL.Error as exc:
+                raise ConnectionLost(_describe(exc)) from exc
+            else:
+                break
+        if self._corked:
+            self._corked = False
+            _cork(self.socket, False)
+
+    def end_sending(self) -> None:
+        """Say close_notify if the connection's state allows (RFC 8446 §6.1)."""
+        with contextlib.suppress(SSL.Error):
+            self.connection.shutdown()
+
+    def close(self) -> None:
+        if self.socket.fileno() >= 0:
+            self.end_sending()
+            self.socket.close()
