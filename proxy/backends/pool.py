@@ -1,0 +1,74 @@
+"""The configured backends by name, and the way to one of them."""
+
+from __future__ import annotations
+
+import trio
+from OpenSSL.SSL import Context
+
+from proxy.backends.connect import Address, connect, secure
+from proxy.backends.login import BackendSession, log_in, login_for
+from proxy.imap.client import BackendDialogue
+from proxy.model import Credentials, Identity
+from proxy.outcome import Outcome, Refused
+from proxy.settings.models import Backends, Server, Timeouts
+from proxy.transport.stream import Stream
+from proxy.transport.tls import client_context
+
+
+class Backend:
+    """One server: how it is reached and how one logs in there."""
+
+    def __init__(self, server: Server, backends: Backends, timeouts: Timeouts, context: Context | None) -> None:
+        self.name = server.name
+        self._security = server.security
+        self._address = Address(server.endpoint)
+        self._context = context
+        self._login = backends.login
+        self._timeouts = timeouts
+
+    async def open(self, identity: Identity, credentials: Credentials) -> BackendSession:
+        """Connect within `timeouts.backend_connect`, then log `identity` in within `timeouts.backend_login`.
+
+        Raises:
+            Refused: As the backend decided, or UNAVAILABLE with the step where it stuck. Nothing stays open.
+        """
+        dialogue = BackendDialogue(login_for(identity, credentials, self._login, starttls=self._security == "starttls"))
+        stream: Stream | None = None
+        connected_at = 0.0
+        try:
+            # One scope whose deadline moves: scopes are a cost that every login pays.
+            with trio.CancelScope(deadline=trio.current_time() + self._timeouts.backend_connect) as scope:
+                stream = await connect(self._address)
+                if self._security == "tls":
+                    stream = await self._secure(stream)
+                connected_at = trio.current_time()
+                scope.deadline = connected_at + self._timeouts.backend_login
+                return await log_in(stream, dialogue, self._secure, connected_at)
+        except BaseException:
+            if stream is not None:
+                stream.close()
+            raise
+        # The scope has swallowed its own cancellation.
+        if stream is not None:
+            stream.close()
+        if connected_at:
+            detail = f"{self._address.endpoint} did not finish the login within {self._timeouts.backend_login:g} s"
+            raise Refused(Outcome.UNAVAILABLE, detail, step=dialogue.step)
+        detail = f"{self._address.endpoint} did not answer within {self._timeouts.backend_connect:g} s"
+        raise Refused(Outcome.UNAVAILABLE, detail, step="connect" if stream is None else "tls")
+
+    async def _secure(self, stream: Stream) -> Stream:
+        assert self._context is not None
+        return await secure(stream, self._context, self._address)
+
+
+class Pool:
+    """All backends that the settings name."""
+
+    def __init__(self, backends: Backends, timeouts: Timeouts) -> None:
+        needs_tls = any(server.security != "none" for server in backends.servers)
+        context = client_context(backends.tls.ca, verify=backends.tls.verify) if needs_tls else None
+        self._by_name = {server.name: Backend(server, backends, timeouts, context) for server in backends.servers}
+
+    def __getitem__(self, name: str) -> Backend:
+        return self._by_name[name]
