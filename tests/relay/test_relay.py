@@ -1,0 +1,316 @@
+"""The relay on real socket pairs: a script of the wire, from both ends."""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+import trio.testing
+
+from proxy.imap.commands import REFUSED_AFTER_LOGIN
+from proxy.imap.observer import Observer
+from proxy.ledger.session import Session
+from proxy.model import Endpoint
+from proxy.outcome import FAREWELLS, Outcome
+from proxy.relay.engine import Engine
+from proxy.relay.relay import Carriage, Relay
+from proxy.transport.stream import PlainStream
+
+
+class Tally:
+    """Counts what the observer and the relay report."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+        self.idling = 0
+        self.blinded: list[str] = []
+        self.bytes_from_client = self.bytes_from_backend = 0
+
+    def finished(self, command: str, seconds: float) -> None:
+        self.commands.append(command)
+
+    def idle(self, change: int) -> None:
+        self.idling += change
+
+    def blind(self, reason: str) -> None:
+        self.blinded.append(reason)
+
+
+class BrokenObserver(Observer):
+    """Has a bug."""
+
+    def from_client(self, data: bytes) -> int:
+        raise ZeroDivisionError
+
+
+@dataclass
+class Wire:
+    """Both outer ends of one relayed session."""
+
+    client: _PairStream
+    backend: _PairStream
+    relay: Relay
+    tally: Tally
+    ended: list[Outcome]
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    return ours, theirs
+
+
+@dataclass
+class Splicer:
+    """Makes relayed sessions on one running engine, and closes what a test left open."""
+
+    engine: Engine
+    wires: list[Wire] = field(default_factory=list)
+
+    def __call__(
+        self, *, refused: frozenset[bytes] = REFUSED_AFTER_LOGIN, early: tuple[bytes, bytes] = (b"", b"")
+    ) -> Wire:
+        client, client_end = socket_pair()
+        backend, backend_end = socket_pair()
+        tally, ended = Tally(), []
+        relay = Relay(
+            self.engine,
+            Session(Endpoint("192.0.2.1", 4711), "test"),
+            PlainStream(client),
+            PlainStream(backend),
+            Observer(tally, time.monotonic, refused=refused),
+            Carriage(tally, 1860.0, lambda relay, outcome: ended.append(outcome)),
+        )
+        relay.start(*early)
+        wire = Wire(_PairStream(client_end), _PairStream(backend_end), relay, tally, ended)
+        self.wires.append(wire)
+        return wire
+
+    def close(self) -> None:
+        for wire in self.wires:
+            wire.relay.end(Outcome.DRAINED)
+            wire.client.close()
+            wire.backend.close()
+
+
+class _PairStream:
+    """The few methods of a stream that these tests use, on a UNIX socket pair."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = trio.socket.from_stdlib_socket(sock)
+
+    async def send_all(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[await self.sock.send(view) :]
+
+    async def receive(self, count: int = 65536) -> bytes:
+        with trio.fail_after(10):
+            return await self.sock.recv(count)
+
+    async def exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            more = await self.receive(count - len(data))
+            assert more, f"the stream ended after {data!r}"
+            data += more
+        return data
+
+    def end(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+@pytest.fixture
+async def splice(nursery: trio.Nursery) -> AsyncIterator[Splicer]:
+    engine = Engine()
+    nursery.start_soon(engine.run)
+    splicer = Splicer(engine)
+    yield splicer
+    splicer.close()
+
+
+async def nothing_arrives(stream: _PairStream) -> None:
+    with trio.move_on_after(0.1) as scope:
+        data = await stream.sock.recv(100)
+        pytest.fail(f"{data!r} arrived")
+    assert scope.cancelled_caught
+
+
+async def test_octets_pass_both_ways(splice: Splicer) -> None:
+    wire = splice()
+    await wire.client.send_all(b"a NOOP\r\n")
+    assert await wire.backend.exactly(8) == b"a NOOP\r\n"
+    await wire.backend.send_all(b"a OK done\r\n")
+    assert await wire.client.exactly(11) == b"a OK done\r\n"
+    assert wire.tally.commands == ["NOOP"]
+    assert (wire.relay.bytes_from_client, wire.relay.bytes_from_backend) == (8, 11)
+
+
+async def test_what_was_said_early_comes_first(splice: Splicer) -> None:
+    wire = splice(early=(b"a NOOP\r\nb NO", b"* 3 EXISTS\r\n"))
+    assert await wire.client.exactly(12) == b"* 3 EXISTS\r\n"
+    await wire.client.send_all(b"OP\r\n")
+    assert await wire.backend.exactly(16) == b"a NOOP\r\nb NOOP\r\n"
+
+
+async def test_megabytes_pass_unchanged_against_back_pressure(splice: Splicer) -> None:
+    """Both sides write at once and read late, so that both directions are kept and resumed many times."""
+    wire = splice()
+    generator = random.Random(7)
+    size = 3_000_000
+    up, down = generator.randbytes(size), generator.randbytes(size)
+    received: dict[str, bytes] = {}
+
+    async def read(name: str, stream: _PairStream, count: int) -> None:
+        await trio.sleep(0.05)
+        received[name] = await stream.exactly(count)
+
+    head_up, head_down = b"a APPEND x {%d+}\r\n" % size, b"* 1 FETCH (BODY[] {%d}\r\n" % size
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wire.client.send_all, head_up + up)
+        nursery.start_soon(wire.backend.send_all, head_down + down)
+        nursery.start_soon(read, "up", wire.backend, len(head_up) + size)
+        nursery.start_soon(read, "down", wire.client, len(head_down) + size)
+    assert received["up"] == head_up + up
+    assert received["down"] == head_down + down
+
+
+@pytest.mark.parametrize("command", [b"LOGIN a b", b"authenticate PLAIN", b"STARTTLS", b"UNAUTHENTICATE"])
+async def test_a_command_that_ended_with_login_is_answered_here(splice: Splicer, command: bytes) -> None:
+    wire = splice()
+    await wire.client.send_all(b"x " + command + b"\r\ny NOOP\r\n")
+    assert (await wire.client.receive()).startswith(b"x BAD ")
+    assert await wire.backend.exactly(8) == b"y NOOP\r\n"
+
+
+async def test_a_refusal_waits_for_the_answers_before_it(splice: Splicer) -> None:
+    wire = splice()
+    await wire.client.send_all(b"a NOOP\r\nb LOGIN {3+}\r\nfoo {3+}\r\nbar\r\nc NOOP\r\n")
+    assert await wire.backend.exactly(8) == b"a NOOP\r\n"
+    await nothing_arrives(wire.client)
+    await wire.backend.send_all(b"a OK\r\n")
+    said = await wire.client.exactly(len(b"a OK\r\nb BAD "))
+    assert said == b"a OK\r\nb BAD "
+    assert await wire.backend.exactly(8) == b"c NOOP\r\n"
+
+
+async def test_a_refused_command_in_pieces_never_passes(splice: Splicer) -> None:
+    wire = splice()
+    for octet in b"t LOGIN a b\r\n":
+        await wire.client.send_all(bytes([octet]))
+        await trio.testing.wait_all_tasks_blocked(0.001)
+    assert (await wire.client.receive()).startswith(b"t BAD ")
+    wire.client.end()
+    assert await wire.backend.receive() == b""
+
+
+async def test_compress_is_refused_with_no_where_it_is_not_wanted(splice: Splicer) -> None:
+    wire = splice(refused=REFUSED_AFTER_LOGIN | {b"COMPRESS"})
+    await wire.client.send_all(b"z COMPRESS DEFLATE\r\n")
+    assert (await wire.client.receive()).startswith(b"z NO [CANNOT] ")
+
+
+async def test_a_client_that_half_closes_still_gets_its_answer(splice: Splicer) -> None:
+    wire = splice()
+    await wire.client.send_all(b"a NOOP\r\n")
+    wire.client.end()
+    assert await wire.backend.exactly(8) == b"a NOOP\r\n"
+    assert await wire.backend.receive() == b""
+    await wire.backend.send_all(b"a OK done\r\n")
+    wire.backend.close()
+    assert await wire.client.exactly(11) == b"a OK done\r\n"
+    assert await wire.client.receive() == b""
+    assert wire.ended == [Outcome.CLIENT_CLOSED]
+
+
+async def test_a_backend_lost_between_responses_is_announced(splice: Splicer) -> None:
+    wire = splice()
+    wire.backend.close()
+    assert await wire.client.receive() == FAREWELLS[Outcome.BACKEND_CLOSED]
+    assert await wire.client.receive() == b""
+    assert wire.ended == [Outcome.BACKEND_CLOSED]
+
+
+@pytest.mark.parametrize("part", [b"* 1 FETCH (BODY[] {100}\r\nhalf of", b"* 1 FET", b"a OK almo"])
+async def test_a_backend_lost_inside_a_response_ends_without_a_word(splice: Splicer, part: bytes) -> None:
+    wire = splice()
+    await wire.client.send_all(b"a FETCH 1 BODY[]\r\n")
+    await wire.backend.exactly(18)
+    await wire.backend.send_all(part)
+    wire.backend.close()
+    assert await wire.client.exactly(len(part)) == part
+    assert await wire.client.receive() == b""
+    assert wire.ended == [Outcome.BACKEND_CLOSED]
+
+
+async def test_a_logout_needs_no_second_farewell(splice: Splicer) -> None:
+    wire = splice()
+    await wire.client.send_all(b"a LOGOUT\r\n")
+    await wire.backend.exactly(10)
+    answer = b"* BYE Logging out\r\na OK Logout completed.\r\n"
+    await wire.backend.send_all(answer)
+    wire.backend.close()
+    assert await wire.client.exactly(len(answer)) == answer
+    assert await wire.client.receive() == b""
+    assert wire.ended == [Outcome.LOGGED_OUT]
+
+
+async def test_a_farewell_of_the_backend_is_the_only_one(splice: Splicer) -> None:
+    wire = splice()
+    await wire.backend.send_all(b"* BYE Disconnected for inactivity.\r\n")
+    wire.backend.close()
+    assert await wire.client.exactly(36) == b"* BYE Disconnected for inactivity.\r\n"
+    assert await wire.client.receive() == b""
+
+
+async def test_a_silent_session_is_ended(splice: Splicer) -> None:
+    wire = splice()
+    wire.relay.sweep(splice.engine.now + 1859)
+    assert wire.ended == []
+    wire.relay.sweep(splice.engine.now + 1861)
+    assert await wire.client.receive() == FAREWELLS[Outcome.IDLE_TIMEOUT]
+    assert wire.ended == [Outcome.IDLE_TIMEOUT]
+    assert await wire.backend.receive() == b""
+
+
+async def test_a_client_that_is_gone_takes_its_backend_along(splice: Splicer) -> None:
+    wire = splice()
+    wire.client.close()
+    assert await wire.backend.receive() == b""
+    wire.backend.close()
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    assert wire.ended == [Outcome.CLIENT_CLOSED]
+
+
+async def test_safe_points(splice: Splicer) -> None:
+    wire = splice()
+    assert wire.relay.at_safe_point
+    await wire.client.send_all(b"a IDLE\r\n")
+    await wire.backend.exactly(8)
+    assert not wire.relay.at_safe_point
+    await wire.backend.send_all(b"+ idling\r\n")
+    await wire.client.exactly(10)
+    assert wire.relay.at_safe_point
+    assert wire.tally.idling == 1
+    wire.relay.say_goodbye(Outcome.DRAINED)
+    assert await wire.client.receive() == FAREWELLS[Outcome.DRAINED]
+    assert wire.tally.idling == 0
+
+
+async def test_a_bug_in_one_session_ends_that_session_only(splice: Splicer) -> None:
+    broken, sound = splice(), splice()
+    broken.relay._observer = BrokenObserver(broken.tally, time.monotonic)
+    await broken.client.send_all(b"a NOOP\r\n")
+    assert await broken.client.receive() == b""
+    assert broken.ended == [Outcome.SERVER_BUG]
+    await sound.client.send_all(b"a NOOP\r\n")
+    assert await sound.backend.exactly(8) == b"a NOOP\r\n"
