@@ -1,0 +1,1 @@
+"""The side door: metrics, health and administration over HTTP."""

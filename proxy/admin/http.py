@@ -1,0 +1,212 @@
+"""HTTP on a listener of its own: starlette answers, hypercorn speaks the protocol, trio carries it.
+
+hypercorn's own `serve` has no bound on connections and shields its writes without a deadline: a client that asks and
+never reads would stay for ever, and with it the process; one that sends a large body nobody asked for, likewise. So the
+loop that accepts is ours, and so is the stream that hypercorn writes to. What bounds a client:
+
+- there are at most MAX_CONNECTIONS; one more is closed at once;
+- a connection serves one request and lives for CONNECTION_SECONDS at most;
+- a request's headers hold at most MAX_HEADER_BYTES and are complete after REQUEST_SECONDS;
+- a body is read only as fast as a handler takes it, a few reads ahead;
+- each write ends after WRITE_SECONDS, and after a second once the server is stopping.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proxy.model import Endpoint
+from proxy.observe import metrics
+from proxy.observe.log import get_logger
+from proxy.transport.listen import BindFailed, bind
+
+log = get_logger()
+
+MAX_CONNECTIONS = 64
+MAX_HEADER_BYTES = 16 * 1024
+CONNECTION_SECONDS = 30.0
+REQUEST_SECONDS = 10.0
+WRITE_SECONDS = 10.0
+_STOPPING_WRITE_SECONDS = 1.0
+
+Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
+
+
+# --- what is served ---
+
+
+class _SafeHeaders:
+    """Headers for every answer, the ones starlette makes by itself included."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Cache-Control"] = "no-store"
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+_MIDDLEWARE = [Middleware(_SafeHeaders)]
+
+
+def metrics_app(exposition: Callable[[], tuple[bytes, str]] = metrics.exposition) -> Starlette:
+    """GET /metrics: all metrics as text.
+
+    Args:
+        exposition: Called in the event loop's thread, where the tallies live.
+    """
+
+    async def show_metrics(_request: Request) -> Response:
+        text, content_type = exposition()
+        return Response(text, headers={"Content-Type": content_type})
+
+    return Starlette(routes=[Route("/metrics", show_metrics)], middleware=_MIDDLEWARE)
+
+
+def health_app(ready: Readiness) -> Starlette:
+    """GET /livez: the event loop turns. GET /readyz: whether new clients are welcome, 200 or 503.
+
+    Args:
+        ready: Gives that, and what the answer's JSON holds.
+    """
+
+    async def show_live(_request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def show_ready(_request: Request) -> Response:
+        is_ready, details = ready()
+        return JSONResponse(dict(details), status_code=200 if is_ready else 503)
+
+    return Starlette(routes=[Route("/livez", show_live), Route("/readyz", show_ready)], middleware=_MIDDLEWARE)
+
+
+# --- how it is served ---
+
+
+async def serve_http(
+    app: ASGIApp,
+    endpoint: Endpoint,
+    *,
+    setting: str = "",
+    task_status: trio.TaskStatus[Endpoint] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `app` until cancelled; answers that are being written then have a second left.
+
+    Args:
+        setting: Which one the address comes from, for the error's text.
+        task_status: Started with the address that is really bound (port 0 takes any).
+    Raises:
+        BindFailed: The address cannot be listened on.
+    """
+    try:
+        listening = bind(endpoint)
+    except BindFailed as exc:
+        if not setting:
+            raise
+        raise BindFailed(f"{setting}: {exc}") from exc
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+    server = _Server(app)
+    async with listener, trio.open_nursery() as connections:
+        task_status.started(Endpoint(endpoint.host, listening.getsockname()[1]))
+        try:
+            await trio.serve_listeners(server.serve_connection, [listener], handler_nursery=connections)
+        finally:
+            server.stop()
+
+
+class _BoundedStream(trio.abc.HalfCloseableStream):
+    """A connection whose writes come to an end: hypercorn shields them, and a cancellation cannot reach them."""
+
+    def __init__(self, stream: trio.SocketStream, writes: set[trio.CancelScope]) -> None:
+        self.socket = stream.socket  # hypercorn asks it for the addresses
+        self._stream = stream
+        self._writes = writes
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with trio.move_on_after(WRITE_SECONDS) as scope:
+            self._writes.add(scope)
+            try:
+                await self._stream.send_all(data)
+            finally:
+                self._writes.discard(scope)
+        if scope.cancelled_caught:
+            raise trio.BrokenResourceError("the client does not read")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _Server:
+    """The connections of one listener."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = ASGIWrapper(app)  # type: ignore[arg-type]  # two spellings of ASGI
+        self._context = WorkerContext(None)
+        self._connections = 0
+        self._writes: set[trio.CancelScope] = set()
+        self._config = Config()
+        self._config.accesslog = None
+        # A logger of the standard library's: its lines arrive in our log by themselves.
+        self._config.errorlog = logging.getLogger("hypercorn.error")
+        self._config.include_server_header = False
+        self._config.h11_max_incomplete_size = MAX_HEADER_BYTES
+        self._config.h2_max_concurrent_streams = 8
+        self._config.h2_max_header_list_size = MAX_HEADER_BYTES
+        self._config.websocket_max_message_size = MAX_HEADER_BYTES
+        # Reads of up to 64 KiB that a handler has not asked for. hypercorn puts its own "disconnected" behind them
+        # and waits for room, so a small body that no handler reads must fit.
+        self._config.max_app_queue_size = 8
+        self._config.keep_alive_timeout = REQUEST_SECONDS
+        self._config.keep_alive_max_requests = 0  # each answer says Connection: close
+
+    async def serve_connection(self, stream: trio.SocketStream) -> None:
+        """One connection, whatever its client does. A bug ends this connection only."""
+        if self._connections >= MAX_CONNECTIONS:
+            await trio.aclose_forcefully(stream)
+            return
+        self._connections += 1
+        bounded: Any = _BoundedStream(stream, self._writes)
+        try:
+            with trio.move_on_after(CONNECTION_SECONDS):
+                await TCPServer(self._app, self._config, self._context, ConnectionState({}), bounded)
+        except Exception:
+            log.exception("admin.connection_failed")
+        finally:
+            self._connections -= 1
+            await trio.aclose_forcefully(stream)
+
+    def stop(self) -> None:
+        """Shorten the writes under way: nothing else can end them."""
+        for scope in self._writes:
+            scope.deadline = min(scope.deadline, trio.current_time() + _STOPPING_WRITE_SECONDS)

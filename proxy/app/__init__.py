@@ -1,0 +1,1 @@
+"""The processes: they furnish the rooms, start them and answer signals."""

@@ -1,0 +1,71 @@
+"""Furnishing: from settings to the rooms that a session walks through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from proxy.auth.authenticator import Authenticator
+from proxy.auth.file import FileSource
+from proxy.auth.names import NameRules
+from proxy.auth.passthrough import PassthroughSource
+from proxy.auth.passwords import PasswordVerifier
+from proxy.auth.source import IdentitySource
+from proxy.backends.pool import Pool
+from proxy.imap.commands import COMMANDS
+from proxy.ledger.host import Ledger
+from proxy.limits.admission import Admission
+from proxy.observe.tally import Tally
+from proxy.outcome import Outcome
+from proxy.relay.engine import Engine
+from proxy.relay.relay import Carriage, Relay
+from proxy.routing.router import Router
+from proxy.sasl import MECHANISMS
+from proxy.session import House, end_session
+from proxy.session_metrics import SessionMetrics
+from proxy.settings.models import Settings
+
+# Why the observer may stop watching a session; any other counts as `other`.
+_BLIND_REASONS = ("compress", "backend_literal")
+
+
+def furnish(settings: Settings, listeners: Sequence[str]) -> House:
+    """Build the rooms. Nothing is started and nothing is connected to.
+
+    Args:
+        listeners: The names of the listeners, for metrics.
+    """
+    engine = Engine()
+    tally = Tally(COMMANDS, _BLIND_REASONS)
+    rules = NameRules(settings.names)
+    authenticator = Authenticator(_sources(settings, rules), rules)
+    metrics = SessionMetrics([server.name for server in settings.backends.servers], listeners)
+
+    def ended(relay: Relay, outcome: Outcome) -> None:
+        end_session(relay, outcome, house)
+
+    house = House(
+        settings=settings,
+        admission=Admission(settings.limits.connections, settings.limits.connections_per_address),
+        authenticator=authenticator,
+        mechanisms={name: MECHANISMS[name] for name in authenticator.mechanisms},
+        router=Router(settings.backends.servers, settings.routing.hash),
+        backends=Pool(settings.backends, settings.timeouts),
+        ledger=Ledger(settings.limits.connections_per_user),
+        engine=engine,
+        carriage=Carriage(tally, settings.timeouts.idle, ended),
+        tally=tally,
+        metrics=metrics,
+    )
+    return house
+
+
+def _sources(settings: Settings, rules: NameRules) -> list[IdentitySource]:
+    """The identity sources in the order of the settings."""
+    verifier = PasswordVerifier()
+    sources: list[IdentitySource] = []
+    for source in settings.identity:
+        if source.file is not None:
+            sources.append(FileSource(source.file.path, rules, verifier))
+        elif source.backend is not None:
+            sources.append(PassthroughSource())
+    return sources

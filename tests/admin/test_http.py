@@ -1,0 +1,168 @@
+"""The side door over real loopback sockets, on whatever port is free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from proxy.admin import http
+from proxy.admin.http import health_app, metrics_app, serve_http
+from proxy.model import Endpoint
+from proxy.transport.listen import BindFailed
+
+LOOPBACK = Endpoint("127.0.0.1", 0)
+
+
+@asynccontextmanager
+async def serving(app: Starlette) -> AsyncIterator[Endpoint]:
+    async with trio.open_nursery() as nursery:
+        yield await nursery.start(serve_http, app, LOOPBACK)
+        nursery.cancel_scope.cancel()
+
+
+async def ask(endpoint: Endpoint, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send the octets and read to the end of the connection."""
+    with trio.fail_after(5):
+        async with await trio.open_tcp_stream(endpoint.host, endpoint.port) as stream:
+            await stream.send_all(request)
+            answer = b"".join([chunk async for chunk in stream])
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.decode("ascii").split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    return int(status.split(" ")[1]), headers, body
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode("ascii")
+
+
+async def test_metrics_are_what_prometheus_reads() -> None:
+    async with serving(metrics_app()) as endpoint:
+        status, headers, body = await ask(endpoint, get("/metrics"))
+    assert status == 200
+    assert headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    names = {family.name for family in text_string_to_metric_families(body.decode())}
+    assert {"porter_log_lines_dropped", "process_cpu_seconds"} <= names
+
+
+async def test_health_follows_readiness() -> None:
+    state = {"ready": False, "sessions": 3}
+    async with serving(health_app(lambda: (bool(state["ready"]), state))) as endpoint:
+        assert (await ask(endpoint, get("/livez")))[0] == 200
+        status, _, body = await ask(endpoint, get("/readyz"))
+        assert (status, json.loads(body)) == (503, {"ready": False, "sessions": 3})
+        state["ready"] = True
+        assert (await ask(endpoint, get("/readyz")))[0] == 200
+
+
+REFUSED = [
+    ("another path", get("/nothing"), 404),
+    ("another method", b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nab", 405),
+    ("not HTTP", b"a LOGIN ann pw\r\n\r\n", 400),
+    ("endless headers", b"GET /metrics HTTP/1.1\r\nX: " + b"x" * (http.MAX_HEADER_BYTES + 100), 431),
+]
+
+
+@pytest.mark.parametrize(("name", "request_", "expected"), REFUSED, ids=[row[0] for row in REFUSED])
+async def test_refused(name: str, request_: bytes, expected: int) -> None:
+    async with serving(metrics_app()) as endpoint:
+        status, headers, _ = await ask(endpoint, request_)
+    assert status == expected
+    assert "server" not in headers
+    assert headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/nothing"])
+async def test_every_answer_has_safe_headers(path: str) -> None:
+    async with serving(metrics_app()) as endpoint:
+        _, headers, _ = await ask(endpoint, get(path))
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "server" not in headers
+
+
+async def test_an_address_in_use_is_named_with_its_setting() -> None:
+    async with serving(metrics_app()) as endpoint:
+        with pytest.raises(BindFailed, match=rf"^metrics\.address: cannot listen on 127\.0\.0\.1:{endpoint.port}: "):
+            await serve_http(metrics_app(), endpoint, setting="metrics.address")
+
+
+async def test_a_handlers_bug_ends_in_500_and_the_next_request_is_served() -> None:
+    async def fail(_request: Request) -> Response:
+        raise RuntimeError("broken")
+
+    async def work(_request: Request) -> Response:
+        return Response("fine")
+
+    async with serving(Starlette(routes=[Route("/fail", fail), Route("/work", work)])) as endpoint:
+        status, _, body = await ask(endpoint, get("/fail"))
+        assert status == 500
+        assert b"broken" not in body
+        assert (await ask(endpoint, get("/work")))[0] == 200
+
+
+async def test_one_connection_too_many_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 1)
+    async with serving(metrics_app()) as endpoint, await trio.open_tcp_stream(endpoint.host, endpoint.port):
+        second = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+        with trio.fail_after(5):
+            assert await second.receive_some() == b""
+        await second.aclose()
+
+
+SLOW = [
+    ("says nothing", b""),
+    ("never ends its headers", b"GET /metrics HTTP/1.1\r\nHost: x\r\n"),
+]
+
+
+@pytest.mark.parametrize(("name", "sent"), SLOW, ids=[row[0] for row in SLOW])
+async def test_a_slow_client_is_cut_off(monkeypatch: pytest.MonkeyPatch, name: str, sent: bytes) -> None:
+    monkeypatch.setattr(http, "REQUEST_SECONDS", 0.05)
+    async with serving(metrics_app()) as endpoint, await trio.open_tcp_stream(endpoint.host, endpoint.port) as stream:
+        with trio.fail_after(5):
+            await stream.send_all(sent)
+            assert await stream.receive_some() == b""
+
+
+async def send_for_ever(stream: trio.SocketStream) -> None:
+    while True:
+        await stream.send_all(bytes(65536))
+
+
+async def test_a_body_that_its_handler_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECTION_SECONDS", 0.05)
+
+    async def hang(_request: Request) -> Response:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    app = Starlette(routes=[Route("/hang", hang, methods=["POST"])])
+    async with serving(app) as endpoint, await trio.open_tcp_stream(endpoint.host, endpoint.port) as stream:
+        await stream.send_all(b"POST /hang HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000000\r\n\r\n")
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            await send_for_ever(stream)
+
+
+async def test_a_client_that_does_not_read_cannot_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_STOPPING_WRITE_SECONDS", 0.05)
+    asked = trio.Event()
+
+    def exposition() -> tuple[bytes, str]:
+        asked.set()
+        return bytes(64 * 1024 * 1024), "text/plain"
+
+    with trio.fail_after(5):
+        async with serving(metrics_app(exposition)) as endpoint:
+            stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+            await stream.send_all(get("/metrics"))
+            await asked.wait()
+    await stream.aclose()

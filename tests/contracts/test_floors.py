@@ -1,0 +1,92 @@
+"""The house of docs/architecture.md: imports go down, never up, never sideways; pure rooms stay pure."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PROXY = Path(__file__).resolve().parents[2] / "proxy"
+
+FLOORS = {
+    "model": 0, "outcome": 0, "settings": 0, "observe": 0, "__init__": 0,
+    "imap": 1, "sasl": 1,
+    "transport": 2,
+    "auth": 3, "routing": 3, "backends": 3, "ledger": 3, "limits": 3,
+    "session_metrics": 3,
+    "session": 4, "relay": 4, "admin": 4,
+    "app": 5, "cli": 5, "__main__": 5,
+}  # fmt: skip
+
+# Rooms of one floor that may use each other: the story hands its session to the engine; both know the same values.
+NEIGHBOURS = {
+    ("session", "relay"), ("settings", "model"), ("settings", "outcome"), ("model", "outcome"),
+    ("observe", "settings"), ("cli", "app"), ("__main__", "cli"),
+    ("settings", "__init__"), ("observe", "__init__"), ("observe", "model"), ("observe", "outcome"),
+}  # fmt: skip
+
+PURE = ("imap", "sasl", "model", "outcome", "routing/rendezvous")
+THE_WORLD = {"trio", "ssl", "socket", "time", "random", "structlog", "prometheus_client", "OpenSSL", "os", "threading"}
+
+# One foreign library, one door.
+DOORS = {
+    "prometheus_client": {"observe/metrics.py", "observe/reference.py"},
+    "structlog": {"observe"},
+    "argon2": {"auth/passwords.py"},
+    "hypercorn": {"admin/http.py"},
+    "ldap3": {"auth/ldap.py"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PROXY.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PROXY).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Full dotted names that a file imports, those inside functions and type-checking blocks too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+            if node.module == "proxy":
+                found |= {f"proxy.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PROXY)))
+def test_arrows_go_down(path: Path) -> None:
+    room = room_of(path)
+    assert room in FLOORS, f"which floor does {room} stand on?"
+    for name in imports(path):
+        if not name.startswith("proxy."):
+            continue
+        other = name.split(".")[1]
+        if other == room or other not in FLOORS:
+            continue
+        down = FLOORS[other] < FLOORS[room]
+        assert down or (room, other) in NEIGHBOURS, f"{path.relative_to(PROXY)} imports {name}"
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_pure_rooms_do_not_know_the_world(room: str) -> None:
+    paths = [path for path in modules() if str(path.relative_to(PROXY).with_suffix("")).startswith(room)]
+    assert paths
+    for path in paths:
+        used = {name.split(".")[0] for name in imports(path)}
+        assert not used & THE_WORLD, f"{path.relative_to(PROXY)} imports {used & THE_WORLD}"
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_one_library_one_door(library: str) -> None:
+    for path in modules():
+        where = str(path.relative_to(PROXY))
+        if any(name.split(".")[0] == library for name in imports(path)):
+            assert any(where.startswith(door) for door in DOORS[library]), f"{where} imports {library}"
