@@ -1,0 +1,132 @@
+"""Real Dovecots, and real proxies in front of them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.servers.dovecot import Dovecot, write_dovecot
+from tests.servers.pki import Pki, write_pki
+from tests.servers.porter import Door, Porter, porter_settings
+from tests.servers.ports import Ports
+from tests.servers.programs import require
+
+INBOX_COUNT = 100
+StartPorter = Callable[..., Porter]
+
+
+def message(backend: str, number: int) -> bytes:
+    """A message that differs from every other, in its size too."""
+    head = f"From: sender@test.example\r\nTo: reader@test.example\r\nSubject: message {number} on {backend}\r\n"
+    identity = (
+        f"Message-ID: <{number}.{backend}@test.example>\r\nDate: Mon, 6 May 2024 10:00:{number % 60:02} +0000\r\n"
+    )
+    body = "".join(f"line {line} of message {number} on {backend}\r\n" for line in range(1 + number * 3))
+    return f"{head}{identity}\r\n{body}".encode()
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """A folder that Dovecot's mail user may enter, which pytest's own are not; short, for Unix sockets are in it."""
+    path = Path(tempfile.mkdtemp(prefix="imap-porter-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ports() -> Iterator[Ports]:
+    taken = Ports()
+    yield taken
+    taken.close()
+
+
+@pytest.fixture(scope="session")
+def pki(folder: Path) -> Pki:
+    return write_pki(folder / "pki")
+
+
+@pytest.fixture(scope="session")
+def inboxes() -> dict[str, list[bytes]]:
+    """What alice and bob have in their INBOX, by the backend's name."""
+    return {name: [message(name, number) for number in range(1, INBOX_COUNT + 1)] for name in ("d1", "d2")}
+
+
+@pytest.fixture(scope="session")
+def dovecots(folder: Path, pki: Pki, ports: Ports, inboxes: dict[str, list[bytes]]) -> Iterator[list[Dovecot]]:
+    """Two backends that share no mail, so that it shows which of them answered."""
+    require("dovecot")
+    servers = [write_dovecot(name, folder / name, pki, ports) for name in inboxes]
+    try:
+        for server in servers:
+            for user in ("alice", "bob"):
+                server.fill(user, inboxes[server.name])
+            server.start()
+        yield servers
+    finally:
+        for server in servers:
+            server.stop()
+
+
+@pytest.fixture
+def start_porter(folder: Path, pki: Pki, ports: Ports, dovecots: list[Dovecot]) -> Iterator[StartPorter]:
+    """Start a proxy with some settings of its own; it is stopped, and looked over, when the test ends.
+
+    Keyword arguments replace whole top-level settings; `backends_url` gives the backends by name and URL.
+    """
+    started: list[Porter] = []
+
+    def start(*, backends_url: dict[str, str] | None = None, **changes: Any) -> Porter:
+        urls = backends_url or {server.name: f"imap://127.0.0.1:{server.imap_port}" for server in dovecots}
+        settings, taken = porter_settings(pki, urls, ports)
+        for key, value in changes.items():
+            settings[key] = {**settings[key], **value} if isinstance(settings.get(key), dict) else value
+        porter = Porter(Path(tempfile.mkdtemp(prefix="porter-", dir=folder)), settings, pki, taken)
+        started.append(porter)
+        return porter
+
+    try:
+        yield start
+        for porter in started:
+            porter.stop()
+    finally:
+        for porter in started:
+            porter.kill()
+
+
+@pytest.fixture(scope="session")
+def porter(folder: Path, pki: Pki, ports: Ports, dovecots: list[Dovecot]) -> Iterator[Porter]:
+    """The proxy that most tests share: the backends decide on passwords."""
+    urls = {server.name: f"imap://127.0.0.1:{server.imap_port}" for server in dovecots}
+    settings, taken = porter_settings(pki, urls, ports)
+    (folder / "porter").mkdir()
+    running = Porter(folder / "porter", settings, pki, taken)
+    try:
+        yield running
+        running.stop()
+    finally:
+        running.kill()
+
+
+@pytest.fixture(params=["imaps", "starttls"])
+def door(request: pytest.FixtureRequest, dovecots: list[Dovecot], pki: Pki) -> Door:
+    """Each way in: through the proxy, or with --bare straight into the first Dovecot."""
+    if request.config.getoption("--bare"):
+        ways = {
+            "imaps": Door(dovecots[0].imaps_port, False, pki),
+            "starttls": Door(dovecots[0].imap_port, True, pki),
+        }
+    else:
+        ways = request.getfixturevalue("porter").doors
+    return ways[request.param]
+
+
+@pytest.fixture
+def short_folder(folder: Path) -> Path:
+    """A folder for one test, with a path that fits into clients' settings and Unix sockets."""
+    return Path(tempfile.mkdtemp(prefix="t-", dir=folder))

@@ -1,0 +1,216 @@
+"""Real Dovecots on loopback: a folder with everything in it, a process in the foreground, stopped by its id."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.servers.accounts import MASTER, MASTER_PASSWORD, USERS
+from tests.servers.pki import Pki
+from tests.servers.ports import Ports, wait_until_listening
+from tests.servers.programs import require
+
+# Runs as root, with mail stored as user mail, and as any other user.
+CONFIGURATION = """
+base_dir = {folder}/run
+state_dir = {folder}/state
+instance_name = {name}
+log_path = {folder}/log
+auth_verbose = yes
+protocols = imap
+listen = 127.0.0.1
+ssl = yes
+ssl_cert = <{certificate}
+ssl_key = <{private_key}
+auth_mechanisms = plain login
+auth_master_user_separator = *
+auth_failure_delay = 0
+login_trusted_networks = 127.0.0.0/8
+mail_location = maildir:{folder}/mail/%u
+first_valid_uid = 1
+first_valid_gid = 1
+mail_plugins = zlib
+# Traces what reaches a session, for those users who have such a folder.
+rawlog_dir = {folder}/rawlog/%u
+passdb {{
+  driver = passwd-file
+  args = {folder}/masters
+  master = yes
+}}
+passdb {{
+  driver = passwd-file
+  args = {folder}/users
+}}
+userdb {{
+  driver = passwd-file
+  args = {folder}/users
+  default_fields = uid={owner} gid={group} home={folder}/mail/%u
+}}
+namespace inbox {{
+  inbox = yes
+  separator = /
+}}
+protocol imap {{
+  mail_plugins = zlib imap_zlib
+  mail_max_userip_connections = 1000
+}}
+service imap-login {{
+  inet_listener imap {{
+    port = {imap_port}
+  }}
+  inet_listener imaps {{
+    port = {imaps_port}
+    ssl = yes
+  }}
+  service_count = 0
+  client_limit = 1000
+}}
+# Without this the answer to each failed login takes longer than the one before.
+service anvil {{
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
+}}
+"""
+UNPRIVILEGED = """
+default_internal_user = {owner}
+default_login_user = {owner}
+default_internal_group = {group}
+service anvil {{
+  chroot =
+}}
+service imap-login {{
+  chroot =
+}}
+service stats {{
+  chroot =
+}}
+"""
+
+
+@dataclass
+class Dovecot:
+    """One server; its users each own a mailbox `On-NAME`, which tells who answered."""
+
+    name: str
+    folder: Path
+    imap_port: int
+    imaps_port: int
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def configuration(self) -> Path:
+        return self.folder / "dovecot.conf"
+
+    def start(self) -> None:
+        """Return once its ports accept."""
+        output = (self.folder / "out").open("ab")
+        with output:
+            self._process = subprocess.Popen(
+                [require("dovecot"), "-F", "-c", str(self.configuration)], stdout=output, stderr=output
+            )
+        try:
+            wait_until_listening({self.imap_port, self.imaps_port}, 10, self._check_alive)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _check_alive(self) -> None:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError(f"dovecot ended: {(self.folder / 'out').read_text()}")
+
+    def stop(self) -> None:
+        """End it and all its sessions."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(5)
+        self._process = None
+
+    def log(self) -> str:
+        """Its log, with a line for every login."""
+        log = self.folder / "log"
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    def received(self, name: str) -> bytes:
+        """Every octet that the sessions of a traced user got from their client, after login."""
+        return b"".join(path.read_bytes() for path in sorted((self.folder / "rawlog" / name).glob("*.in")))
+
+    def trace(self, name: str) -> None:
+        """Keep from now on what the sessions of this user receive."""
+        _own(_make(self.folder / "rawlog" / name))
+
+    def deliver(self, name: str, message: bytes, mailbox: str = "INBOX") -> None:
+        """Put one message into a mailbox as a delivery does, so that sessions in IDLE notice."""
+        command = [require("doveadm"), "-c", str(self.configuration), "save", "-u", name, "-m", mailbox]
+        subprocess.run(command, input=message, check=True, timeout=20, capture_output=True)
+
+    def fill(self, name: str, messages: list[bytes]) -> None:
+        """Put messages into the INBOX by writing its Maildir, before anybody has opened it."""
+        inbox = _make(self.folder / "mail" / name / "cur")
+        now = int(time.time())
+        for number, message in enumerate(messages, 1):
+            # Dovecot numbers new files in the order of their names.
+            path = inbox / f"{now}.M{number:06}.test:2,"
+            path.write_bytes(message.replace(b"\r\n", b"\n"))
+            _own(path)
+
+
+def write_dovecot(name: str, folder: Path, pki: Pki, ports: Ports) -> Dovecot:
+    """Write all that one server needs into `folder`."""
+    _make(folder)
+    for part in ("run", "state", "rawlog"):
+        _make(folder / part)
+    dovecot = Dovecot(name, folder, ports.take(), ports.take())
+    owner, group = _mail_owner()
+    values = {
+        "name": name,
+        "folder": folder,
+        "certificate": pki.certificate,
+        "private_key": pki.private_key,
+        "imap_port": dovecot.imap_port,
+        "imaps_port": dovecot.imaps_port,
+        "owner": owner,
+        "group": group,
+    }
+    text = CONFIGURATION if os.geteuid() == 0 else CONFIGURATION + UNPRIVILEGED
+    dovecot.configuration.write_text(text.format(**values))
+    (folder / "users").write_text("".join(f"{user}:{{PLAIN}}{secret}::::::\n" for user, secret in USERS.items()))
+    (folder / "masters").write_text(f"{MASTER}:{{PLAIN}}{MASTER_PASSWORD}\n")
+    _own(_make(folder / "mail"))
+    for user in USERS:
+        for mailbox in ("", f".On-{name}"):
+            for part in ("cur", "new", "tmp"):
+                _own(_make(folder / "mail" / user / mailbox / part))
+            _own(folder / "mail" / user / mailbox)
+        _own(folder / "mail" / user)
+    return dovecot
+
+
+def _mail_owner() -> tuple[str, str]:
+    if os.geteuid() == 0:
+        return "mail", "mail"
+    # Looked up here only: these modules exist on Unix alone, and numbers are no user names to Dovecot.
+    import grp
+    import pwd
+
+    return pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
+
+
+def _make(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _own(path: Path) -> None:
+    if os.geteuid() == 0:
+        shutil.chown(path, "mail", "mail")
