@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -41,6 +41,7 @@ log = get_logger()
 # A failed login is answered after the configured delay times the number of failures so far, at most this.
 _LONGEST_DELAY_SECONDS = 15.0
 _GOODBYE_SECONDS = 2.0
+_REFUSED_WITH_COMPRESS = REFUSED_AFTER_LOGIN | {b"COMPRESS"}
 # Answers that a client earned by what it offered; an outage counts neither as a try nor as a reason to wait.
 _FAILED_TRIES = frozenset({Outcome.AUTHENTICATION_FAILED, Outcome.AUTHORIZATION_FAILED, Outcome.EXPIRED})
 
@@ -60,6 +61,7 @@ class House:
     carriage: Carriage
     tally: Tally
     metrics: SessionMetrics
+    visits: set[Visit] = field(default_factory=set)  # connections before their login
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +81,13 @@ async def serve_client(sock: socket.socket, client: Endpoint, door: Door, house:
     """
     session = Session(client, door.name)
     house.metrics.opened(door.name)
-    scope = trio.CancelScope(deadline=trio.current_time() + house.settings.timeouts.login)
-    visit = _Visit(session, door, house, PlainStream(sock), scope)
+    visit = Visit(session, door, house, PlainStream(sock))
+    house.visits.add(visit)
     outcome = Outcome.SERVER_BUG
     try:
-        with scope:
+        with visit.scope:
             outcome = await visit.run()
-        if scope.cancelled_caught:
+        if visit.scope.cancelled_caught:
             outcome = visit.overdue()
         if outcome is not Outcome.OK:
             await visit.say_goodbye(outcome)
@@ -97,21 +99,27 @@ async def serve_client(sock: socket.socket, client: Endpoint, door: Door, house:
         log.exception("session.failed", session_id=session.id)
         await visit.say_goodbye(outcome)
     finally:
+        house.visits.discard(visit)
         if outcome is not Outcome.OK:
             visit.stream.close()
             house.metrics.closed_before_login(outcome)
             _account(session, house, outcome, 0, 0)
 
 
-class _Visit:
+class Visit:
     """One connection before its login."""
 
-    def __init__(self, session: Session, door: Door, house: House, stream: Stream, scope: trio.CancelScope) -> None:
+    def __init__(self, session: Session, door: Door, house: House, stream: Stream) -> None:
         self.session, self.door, self.house = session, door, house
         self.stream = stream  # closed by serve_client, or handed to the relay
-        self._scope = scope  # around all of run(); its deadline moves with the phases
-        self._login_deadline = scope.deadline
-        self._shaking_hands = False
+        now, timeouts = trio.current_time(), house.settings.timeouts
+        self._login_deadline = now + timeouts.login
+        # Around all of run(). One scope whose deadline moves: scopes, and moving them, are a cost of every login.
+        self._shaking_hands = door.tls == "implicit"
+        self._offering = self._drained = False
+        self._sending = False  # while a send is under way; still True: it was interrupted
+        first = min(timeouts.login, timeouts.handshake) if self._shaking_hands else timeouts.login
+        self.scope = trio.CancelScope(deadline=now + first)
 
     async def run(self) -> Outcome:
         """The way to the relay (OK) or to the door (anything else)."""
@@ -128,8 +136,16 @@ class _Visit:
         _relay(logged_in, self.session, self.house)
         return Outcome.OK
 
+    def drain(self) -> None:
+        """The service is going down: end here, unless a login is under way."""
+        if not self._offering:
+            self._drained = True
+            self.scope.cancel()
+
     def overdue(self) -> Outcome:
-        """The deadline has passed: which one?"""
+        """run() was cut short by its scope: why?"""
+        if self._drained:
+            return Outcome.DRAINED
         if self._shaking_hands:
             return self._tls_failed("timeout", "handshake not finished in time")
         return Outcome.LOGIN_TIMEOUT
@@ -137,13 +153,14 @@ class _Visit:
     async def _start_tls(self) -> None:
         """Handshake within `timeouts.handshake`."""
         began = trio.current_time()
-        self._scope.deadline = min(self._login_deadline, began + self.house.settings.timeouts.handshake)
-        self._shaking_hands = True
+        if not self._shaking_hands:  # STARTTLS
+            self._shaking_hands = True
+            self.scope.deadline = min(self._login_deadline, began + self.house.settings.timeouts.handshake)
         self.stream = await accept_tls(
             self.stream.socket, self.door.context(), speaks_first=self.door.tls == "implicit"
         )
         self._shaking_hands, self.session.secure = False, True
-        self._scope.deadline = self._login_deadline
+        self.scope.deadline = self._login_deadline
         self.house.metrics.phase("tls", trio.current_time() - began)
 
     def _tls_failed(self, reason: str, detail: str) -> Outcome:
@@ -160,9 +177,9 @@ class _Visit:
         )
         while True:
             try:
-                event = await _next_event(self.stream, dialogue)
+                event = await self._next_event(dialogue)
             except ProtocolViolation:
-                await self.stream.send(dialogue.data_to_send())
+                await self._send(dialogue.data_to_send())
                 return Outcome.PROTOCOL_VIOLATION
             match event:
                 case StartTls():
@@ -171,24 +188,41 @@ class _Visit:
                     await self._start_tls()
                     dialogue = dialogue.after_tls()
                 case LoginOffered():
+                    self._offering = True
                     backend = await self._offer(event.credentials)
                     if isinstance(backend, BackendSession):
                         return await self._accept(dialogue, backend)
+                    self._offering = False
                     dialogue.reject(backend)
                     if self.session.failures >= self.house.settings.limits.login_tries:
-                        await self.stream.send(dialogue.data_to_send())
+                        await self._send(dialogue.data_to_send())
                         return Outcome.TRY_LIMIT
                 case LoggedOut():
                     return Outcome.LOGGED_OUT
                 case Gone():
                     return Outcome.CLIENT_CLOSED
 
+    async def _next_event(self, dialogue: PreAuthDialogue) -> ServerEvent:
+        """The dialogue's next event: sends what is due, reads until there is one."""
+        while True:
+            event = dialogue.next_event()
+            if data := dialogue.data_to_send():
+                await self._send(data)
+            if event is not None:
+                return event
+            dialogue.receive_data(await self.stream.receive())
+
+    async def _send(self, data: bytes) -> None:
+        self._sending = True
+        await self.stream.send(data)
+        self._sending = False
+
     async def _accept(self, dialogue: PreAuthDialogue, backend: BackendSession) -> LoggedIn:
         """Tell the client that it is logged in. If that fails nothing of the backend's session may stay behind."""
         capability = after_login(backend.capability, compress=_compress(self.house, backend))
         dialogue.accept(capability, backend.notes)
         try:
-            await self.stream.send(dialogue.data_to_send())
+            await self._send(dialogue.data_to_send())
         except BaseException:
             backend.stream.close()
             self.house.ledger.release(self.session)
@@ -201,33 +235,45 @@ class _Visit:
         session.mechanism = credentials.mechanism
         session.authentication_identity = credentials.authentication_identity
         session.authorization_identity = credentials.authorization_identity
+        session.name = session.backend = ""
         began = trio.current_time()
+        outcome = Outcome.SERVER_BUG
         try:
             backend = await _log_in_at_backend(credentials, session, house)
         except Refused as refusal:
-            house.metrics.attempt(credentials.mechanism, refusal.outcome)
-            log.info(
-                "login.refused",
-                session_id=session.id,
-                client=str(session.client),
-                mechanism=credentials.mechanism,
-                authentication_identity=credentials.authentication_identity,
-                authorization_identity=credentials.authorization_identity,
-                outcome=refusal.outcome,
-                backend=session.backend,
-                step=refusal.step,
-                detail=refusal.detail,
-            )
-            if refusal.outcome in _FAILED_TRIES:
-                session.failures += 1
-                # From the beginning of the try, so that the time it took tells nothing about the name.
-                delay = house.settings.limits.failed_login_delay * session.failures
-                await trio.sleep_until(began + min(delay, _LONGEST_DELAY_SECONDS))
-            return refusal.outcome
-        session.login_seconds = trio.current_time() - began
-        house.metrics.phase("total", session.login_seconds)
-        house.metrics.attempt(credentials.mechanism, Outcome.OK)
-        return backend
+            outcome = refusal.outcome
+            self._log_refusal(refusal)
+        except trio.Cancelled:
+            outcome = Outcome.CANCELLED
+            raise
+        else:
+            outcome = Outcome.OK
+            session.login_seconds = trio.current_time() - began
+            house.metrics.phase("total", session.login_seconds)
+            return backend
+        finally:
+            house.metrics.attempt(credentials.mechanism, outcome)
+        if outcome in _FAILED_TRIES:
+            session.failures += 1
+            # From the beginning of the try, so that the time it took tells nothing about the name.
+            delay = house.settings.limits.failed_login_delay * session.failures
+            await trio.sleep_until(began + min(delay, _LONGEST_DELAY_SECONDS))
+        return outcome
+
+    def _log_refusal(self, refusal: Refused) -> None:
+        session = self.session
+        log.info(
+            "login.refused",
+            session_id=session.id,
+            client=str(session.client),
+            mechanism=session.mechanism,
+            authentication_identity=session.authentication_identity,
+            authorization_identity=session.authorization_identity,
+            outcome=refusal.outcome.value,
+            backend=session.backend,
+            step=refusal.step,
+            detail=refusal.detail,
+        )
 
     async def say_goodbye(self, outcome: Outcome) -> None:
         """BYE where the stream can carry it, and a moment for it to arrive: short, and never interrupted."""
@@ -235,9 +281,11 @@ class _Visit:
             try:
                 if outcome in (Outcome.CLIENT_CLOSED, Outcome.TLS_FAILED):
                     return
-                # The dialogue has taken leave by itself where the client broke its rules.
-                speaks = self.session.secure or self.door.tls != "implicit"
-                if speaks and outcome not in (Outcome.PROTOCOL_VIOLATION, Outcome.LOGGED_OUT):
+                # Nothing may be put into a handshake, or behind a part of something. Where the client broke the
+                # dialogue's rules, or logged out, the dialogue has taken leave by itself.
+                if self._shaking_hands or self._sending:
+                    return
+                if outcome not in (Outcome.PROTOCOL_VIOLATION, Outcome.LOGGED_OUT):
                     await self.stream.send(FAREWELLS[outcome])
                 # Closing with unread octets resets the connection, and a reset may overtake the BYE: read on a little.
                 self.stream.end_sending()
@@ -246,17 +294,6 @@ class _Visit:
                         return
             except ConnectionLost:
                 return
-
-
-async def _next_event(stream: Stream, dialogue: PreAuthDialogue) -> ServerEvent:
-    """The dialogue's next event: sends what is due, reads until there is one."""
-    while True:
-        event = dialogue.next_event()
-        if data := dialogue.data_to_send():
-            await stream.send(data)
-        if event is not None:
-            return event
-        dialogue.receive_data(await stream.receive())
 
 
 async def _log_in_at_backend(credentials: Credentials, session: Session, house: House) -> BackendSession:
@@ -290,25 +327,22 @@ async def _log_in_at_backend(credentials: Credentials, session: Session, house: 
 
 def _compress(house: House, backend: BackendSession) -> bool:
     """Whether COMPRESS may be used: not where a client could hide UNAUTHENTICATE from us inside it (RFC 8437)."""
-    return house.settings.relay.compress == "allow" and b"UNAUTHENTICATE" not in backend.capability
+    if house.settings.relay.compress == "refuse" or not backend.capability:
+        return False
+    return b"UNAUTHENTICATE" not in map(bytes.upper, backend.capability)
 
 
 def _relay(logged_in: LoggedIn, session: Session, house: House) -> None:
     """Hand both sides to the engine; from here on there is no task for this session."""
-    refused = REFUSED_AFTER_LOGIN
-    if not _compress(house, logged_in.backend):
-        refused |= {b"COMPRESS"}
-
-    relay = Relay(
-        house.engine,
-        session,
-        logged_in.client,
-        logged_in.backend.stream,
-        Observer(house.tally, time.monotonic, refused=refused),
-        house.carriage,
-    )
+    refused = REFUSED_AFTER_LOGIN if _compress(house, logged_in.backend) else _REFUSED_WITH_COMPRESS
+    observer = Observer(house.tally, time.monotonic, refused=refused)
+    relay = Relay(house.engine, session, logged_in.client, logged_in.backend.stream, observer, house.carriage)
     house.metrics.logged_in(session.backend)
-    relay.start(logged_in.early, logged_in.backend.trailing_data)
+    try:
+        relay.start(logged_in.early, logged_in.backend.trailing_data)
+    except Exception:
+        log.exception("session.failed", session_id=session.id)
+        relay.fail()
 
 
 def end_session(relay: Relay, outcome: Outcome, house: House) -> None:
@@ -324,7 +358,7 @@ def _account(session: Session, house: House, outcome: Outcome, from_client: int,
     log.info(
         "session.closed",
         session_id=session.id,
-        outcome=outcome,
+        outcome=outcome.value,
         listener=session.listener,
         client=str(session.client),
         secure=session.secure,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from proxy.app.house import furnish
 from proxy.model import Endpoint
 from proxy.observe.log import get_logger
 from proxy.outcome import FAREWELLS, Outcome
-from proxy.relay.relay import Relay
+from proxy.relay.engine import Carried
 from proxy.session import House, serve_client
 from proxy.settings.models import Settings
 from proxy.transport.door import Door
@@ -66,34 +67,42 @@ class Worker:
     async def run(self) -> None:
         """Serve until a signal ends it (SIGTERM, SIGINT: drain; a second one: now)."""
         engine = self.house.engine
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(engine.run)
-            nursery.start_soon(engine.sweep)
-            nursery.start_soon(self._watch_loop)
-            for setting, address, application in (
-                ("metrics.address", self.settings.metrics.address, metrics_app()),
-                ("admin.address", self.settings.admin.address, health_app(self._readiness)),
-            ):
-                if address is not None:
-                    await nursery.start(partial(serve_http, application, address, setting=setting))
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                accepting = trio.CancelScope()
-                nursery.start_soon(self._serve, accepting)
-                await self.started.wait()
-                log.info("worker.started", listeners=[door.name for door, _ in self._doors])
-                async for number in signals:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(engine.run)
+                nursery.start_soon(engine.sweep)
+                nursery.start_soon(self._watch_loop)
+                await self._open_side_doors(nursery)
+                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                    accepting = trio.CancelScope()
+                    nursery.start_soon(self._serve, accepting)
+                    await self.started.wait()
+                    log.info("worker.started", listeners=[door.name for door, _ in self._doors])
+                    number = await anext(signals)
                     log.info("worker.draining", signal=signal.Signals(number).name, sessions=len(engine.sessions))
                     self._draining = True
-                    break
-                accepting.cancel()
-                with trio.CancelScope() as patience:
-                    async with trio.open_nursery() as ending:
-                        ending.start_soon(self._await_second, signals, patience)
-                        await self._drain()
-                        patience.cancel()
-            self._end_all()
-            nursery.cancel_scope.cancel()
+                    accepting.cancel()
+                    with trio.CancelScope() as patience:
+                        async with trio.open_nursery() as ending:
+                            ending.start_soon(self._await_second, signals, patience)
+                            await self._drain()
+                            patience.cancel()
+                nursery.cancel_scope.cancel()
+        finally:
+            # After the nursery: a login that was about to finish may still have handed its session over.
+            for session in list(engine.sessions):
+                session.say_goodbye(Outcome.DRAINED)
+            engine.close()
         log.info("worker.stopped")
+
+    async def _open_side_doors(self, nursery: trio.Nursery) -> None:
+        """Metrics and health, before clients are let in."""
+        for setting, address, application in (
+            ("metrics.address", self.settings.metrics.address, metrics_app()),
+            ("admin.address", self.settings.admin.address, health_app(self._readiness)),
+        ):
+            if address is not None:
+                await nursery.start(partial(serve_http, application, address, setting=setting))
 
     # --- coming in ---
 
@@ -109,65 +118,64 @@ class Worker:
             for _, sock in self._doors:
                 sock.close()
 
-    def _comer(self, door: Door) -> Any:
+    def _comer(self, door: Door) -> Callable[[socket.socket, Any], None]:
         """What to do with a connection that a listener accepted; never waits."""
-        admission, metrics, logins = self.house.admission, self.house.metrics, self._logins
+        house, logins = self.house, self._logins
 
         def accepted(sock: socket.socket, address: Any) -> None:
-            host = address[0]
-            if host.startswith("::ffff:"):  # IPv4 on a socket for both (RFC 4291 §2.5.5.2)
-                host = host[7:]
-            elif "%" in host:
-                host = host.partition("%")[0]
-            limit = admission.admit(host) if door.lets_in(host) else "trusted_networks"
-            if limit is None:
-                logins.start_soon(serve_client, sock, Endpoint(host, address[1]), door, self.house)
-                return
-            metrics.refused(limit)
-            log.info("connection.refused", client=host, listener=door.name, limit=limit)
-            if door.tls != "implicit":
-                try:
-                    sock.send(FAREWELLS[Outcome.LIMIT])
-                except OSError:
-                    pass
-            sock.close()
+            client = Endpoint(_plain_host(address[0]), address[1])
+            if not door.lets_in(client.host):
+                self._refuse(sock, client, door, "trusted_networks", None)
+            elif (limit := house.admission.admit(client.host)) is not None:
+                self._refuse(sock, client, door, limit, FAREWELLS[Outcome.LIMIT])
+            else:
+                logins.start_soon(serve_client, sock, client, door, house)
 
         return accepted
 
+    def _refuse(self, sock: socket.socket, client: Endpoint, door: Door, limit: str, farewell: bytes | None) -> None:
+        """Close a connection that may not come in, with a word where one would be understood."""
+        self.house.metrics.refused(limit)
+        value = getattr(self.settings.limits, limit, None)
+        log.info("connection.refused", client=str(client), listener=door.name, limit=limit, value=value)
+        with contextlib.suppress(OSError):
+            if farewell is not None and door.tls != "implicit":
+                sock.send(farewell)
+        sock.close()
+
     # --- going out ---
 
-    async def _await_second(self, signals: Any, patience: trio.CancelScope) -> None:
+    async def _await_second(self, signals: AsyncIterator[int], patience: trio.CancelScope) -> None:
         async for number in signals:
             log.warning("worker.stopping_at_once", signal=signal.Signals(number).name)
             patience.cancel()
 
     async def _drain(self) -> None:
-        """End the sessions at safe points, spread over `timeouts.drain` with jitter; the rest at its end."""
+        """End the sessions at safe points, spread over `timeouts.drain` with jitter; the rest at its end.
+
+        Connections that are not logging in just now end at once; logins under way may finish.
+        """
         seconds = self.settings.timeouts.drain
         deadline = trio.current_time() + seconds
         # All sessions should have had their turn after about two thirds of the time.
         rounds = max(1, int(seconds * 2 / 3 / _DRAIN_TICK_SECONDS))
-        due: list[Relay] = []
+        due: list[Carried] = []
         per_round = 0
         while self._busy() and trio.current_time() < deadline:
+            for visit in list(self.house.visits):
+                visit.drain()
             if not due:
-                due = [relay for relay in self.house.engine.sessions if isinstance(relay, Relay)]
+                due = list(self.house.engine.sessions)
                 random.shuffle(due)
                 per_round = max(1, -(-len(due) // rounds))
             for _ in range(min(per_round, len(due))):
-                relay = due.pop()
-                if relay.at_safe_point:
-                    relay.say_goodbye(Outcome.DRAINED)
+                session = due.pop()
+                if session.at_safe_point:
+                    session.say_goodbye(Outcome.DRAINED)
             await trio.sleep(_DRAIN_TICK_SECONDS * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
 
     def _busy(self) -> bool:
         return bool(self.house.engine.sessions or self._logins.child_tasks)
-
-    def _end_all(self) -> None:
-        for relay in list(self.house.engine.sessions):
-            if isinstance(relay, Relay):
-                relay.say_goodbye(Outcome.DRAINED)
-        self.house.engine.close()
 
     # --- being watched ---
 
@@ -181,3 +189,8 @@ class Worker:
             due = trio.current_time() + _LOOP_DELAY_EVERY_SECONDS
             await trio.sleep_until(due)
             self.house.metrics.loop_delay(trio.current_time() - due)
+
+
+def _plain_host(host: str) -> str:
+    """An address as people write it: IPv4 on a socket for both (RFC 4291 §2.5.5.2) as IPv4, no zone."""
+    return host.removeprefix("::ffff:").partition("%")[0]

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import math
 import os
 import socket
 from typing import Any
 
 import trio
-from OpenSSL.SSL import Context
 from trio.lowlevel import wait_writable
 
 from proxy.model import Endpoint
 from proxy.outcome import Outcome, Refused
 from proxy.transport.listen import tune
 from proxy.transport.stream import PlainStream, Stream
-from proxy.transport.tls import TlsFailed, connect_tls
+from proxy.transport.tls import Context, TlsFailed, connect_tls
 
 # Data that a backend does not acknowledge for so long means that it is gone (tcp(7), TCP_USER_TIMEOUT).
 _USER_TIMEOUT_MILLISECONDS = 30_000
 _RESOLVED_SECONDS = 30.0
+_UNRESOLVED_SECONDS = 2.0  # how long a failed lookup stands for those who come next
 
 
 class Address:
@@ -29,7 +30,8 @@ class Address:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._known: list[tuple[int, Any]] = []
-        self._known_until = 0.0
+        self._known_until = -math.inf
+        self._error = ""
         self._lookup = trio.Lock()
         try:
             literal = ipaddress.ip_address(endpoint.host)
@@ -46,51 +48,72 @@ class Address:
         Raises:
             Refused: UNAVAILABLE, the name has no address and none was known before.
         """
-        if self.is_literal or trio.current_time() < self._known_until:
-            return self._known
-        async with self._lookup:  # one question for all who wait
-            if trio.current_time() < self._known_until:
-                return self._known
-            try:
-                found = await trio.socket.getaddrinfo(self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM)
-            except OSError as exc:
-                if not self._known:  # the last good answer outlives an outage of DNS
-                    detail = f"no address for {self.endpoint.host}: {exc.strerror}"
-                    raise Refused(Outcome.UNAVAILABLE, detail, step="resolve") from exc
-            else:
-                self._known = [(family, address) for family, _, _, _, address in found]
-            self._known_until = trio.current_time() + _RESOLVED_SECONDS
+        if not self.is_literal and trio.current_time() >= self._known_until:
+            async with self._lookup:  # one question for all who wait
+                if trio.current_time() >= self._known_until:
+                    await self._look_up()
+        if not self._known:
+            raise Refused(Outcome.UNAVAILABLE, f"no address for {self.endpoint.host}: {self._error}", step="resolve")
         return self._known
 
-
-async def connect(address: Address) -> PlainStream:
-    """A TCP connection to the first candidate that answers. The caller owns the deadline.
-
-    Raises:
-        Refused: UNAVAILABLE at step `connect`.
-    """
-    error: OSError | None = None
-    for family, candidate in await address.resolve():
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    async def _look_up(self) -> None:
+        """Ask the system's resolver. The last good answer outlives an outage of DNS."""
         try:
-            tune(sock)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MILLISECONDS)
-            number = sock.connect_ex(candidate)
-            if number == errno.EINPROGRESS:
-                await wait_writable(sock)
-                number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if number:
-                raise OSError(number, os.strerror(number))
+            found = await trio.socket.getaddrinfo(self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM)
         except OSError as exc:
-            sock.close()
-            error = exc
-        except BaseException:
-            sock.close()
-            raise
+            self._error = exc.strerror or str(exc)
+            self._known_until = trio.current_time() + _UNRESOLVED_SECONDS
         else:
-            return PlainStream(sock)
-    detail = f"cannot connect to {address.endpoint}: {error.strerror if error else 'no address'}"
-    raise Refused(Outcome.UNAVAILABLE, detail, step="connect") from error
+            self._known = [(family, address) for family, _, _, _, address in found]
+            self._known_until = trio.current_time() + _RESOLVED_SECONDS
+
+
+async def connect(address: Address, deadline: float) -> PlainStream:
+    """A TCP connection to the first candidate that answers. The caller's scope ends it at the deadline.
+
+    Args:
+        deadline: On trio's clock. Each of several candidates gets its share of what is left, so that a silent one
+            does not use up the time of the others.
+    Raises:
+        Refused: UNAVAILABLE at step `resolve` or `connect`.
+    """
+    candidates = await address.resolve()
+    error = ""
+    for number, (family, candidate) in enumerate(candidates):
+        left = len(candidates) - number
+        if left == 1:
+            stream = await _connect_one(family, candidate)
+        else:
+            now = trio.current_time()
+            stream = "no answer"
+            with trio.CancelScope(deadline=now + (deadline - now) / left):
+                stream = await _connect_one(family, candidate)
+        if isinstance(stream, PlainStream):
+            return stream
+        error = stream
+    raise Refused(Outcome.UNAVAILABLE, f"cannot connect to {address.endpoint}: {error}", step="connect")
+
+
+async def _connect_one(family: int, candidate: Any) -> PlainStream | str:
+    """A connection, or why there is none."""
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        tune(sock)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MILLISECONDS)
+        number = sock.connect_ex(candidate)
+        if number == errno.EINPROGRESS:
+            await wait_writable(sock)
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    except OSError as exc:
+        sock.close()
+        return exc.strerror or str(exc)
+    except BaseException:
+        sock.close()
+        raise
+    if number:
+        sock.close()
+        return os.strerror(number)
+    return PlainStream(sock)
 
 
 async def secure(stream: Stream, context: Context, address: Address) -> Stream:

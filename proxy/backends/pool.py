@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import trio
-from OpenSSL.SSL import Context
 
 from proxy.backends.connect import Address, connect, secure
 from proxy.backends.login import BackendSession, log_in, login_for
@@ -12,7 +11,7 @@ from proxy.model import Credentials, Identity
 from proxy.outcome import Outcome, Refused
 from proxy.settings.models import Backends, Server, Timeouts
 from proxy.transport.stream import Stream
-from proxy.transport.tls import client_context
+from proxy.transport.tls import Context, client_context
 
 
 class Backend:
@@ -37,8 +36,9 @@ class Backend:
         connected_at = 0.0
         try:
             # One scope whose deadline moves: scopes are a cost that every login pays.
-            with trio.CancelScope(deadline=trio.current_time() + self._timeouts.backend_connect) as scope:
-                stream = await connect(self._address)
+            deadline = trio.current_time() + self._timeouts.backend_connect
+            with trio.CancelScope(deadline=deadline) as scope:
+                stream = await connect(self._address, deadline)
                 if self._security == "tls":
                     stream = await self._secure(stream)
                 connected_at = trio.current_time()

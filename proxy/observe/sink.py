@@ -19,7 +19,7 @@ from collections.abc import Callable
 # 20,000 session lines of 400 octets: some 20 s of a login storm while a log collector restarts.
 MAX_LINES = 20_000
 MAX_BYTES = 8 * 1024 * 1024
-GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.1
 _FILE_WRITE_BYTES = 256 * 1024
 
 

@@ -20,6 +20,7 @@ from typing import Protocol
 import trio
 
 from proxy.observe.log import get_logger
+from proxy.outcome import Outcome
 
 log = get_logger()
 
@@ -33,9 +34,12 @@ _SWEEP_SLICE = 500
 Callback = Callable[[int], None]
 
 
-class Swept(Protocol):
-    """What the engine knows of a session: it is looked at now and then, and ended when it misbehaves."""
+class Carried(Protocol):
+    """What the engine and its owner know of a session."""
 
+    @property
+    def at_safe_point(self) -> bool: ...
+    def say_goodbye(self, outcome: Outcome) -> None: ...
     def sweep(self, now: float) -> None: ...
     def fail(self) -> None: ...
 
@@ -46,11 +50,11 @@ class Engine:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
-        self._owners: dict[int, Swept] = {}
-        self.sessions: set[Swept] = set()
+        self._owners: dict[int, Carried] = {}
+        self.sessions: set[Carried] = set()
         self.now = time.monotonic()  # of the current round: seconds, monotonic
 
-    def add(self, session: Swept, callbacks: dict[int, Callback]) -> None:
+    def add(self, session: Carried, callbacks: dict[int, Callback]) -> None:
         """Take a session in. Its descriptors are not watched until watch() says for what."""
         self.sessions.add(session)
         self._callbacks.update(callbacks)
@@ -70,7 +74,7 @@ class Engine:
             self._epoll.register(descriptor, new)
         return new
 
-    def remove(self, session: Swept, descriptors: Iterable[int]) -> None:
+    def remove(self, session: Carried, descriptors: Iterable[int]) -> None:
         """Let a session go. Its descriptors are closed next, and with that leave the epoll (epoll(7), Q6)."""
         for descriptor in descriptors:
             self._callbacks.pop(descriptor, None)
@@ -95,18 +99,22 @@ class Engine:
                         try:
                             callback(mask)
                         except Exception:
-                            self._failed(ready)
+                            self._failed(self._owners.get(ready))
                     if not position & 7 and clock() > end:
                         await trio.lowlevel.cancel_shielded_checkpoint()
                         self.now = clock()
                         end = self.now + _BUDGET_SECONDS
 
-    def _failed(self, descriptor: int) -> None:
-        """A bug met in one session ends that session only."""
+    def _failed(self, session: Carried | None) -> None:
+        """A bug was met in one session, and ends that session only."""
         log.exception("relay.failed")
-        owner = self._owners.get(descriptor)
-        if owner is not None:
-            owner.fail()
+        if session is None:
+            return
+        try:
+            session.fail()
+        except Exception:
+            log.exception("relay.failed")
+            self.sessions.discard(session)
 
     async def sweep(self) -> None:
         """Look at every session now and then: idle ones, and ends that never came."""
@@ -115,7 +123,10 @@ class Engine:
             for position, session in enumerate(list(self.sessions)):
                 if not position % _SWEEP_SLICE:
                     await trio.lowlevel.cancel_shielded_checkpoint()
-                session.sweep(time.monotonic())
+                try:
+                    session.sweep(time.monotonic())
+                except Exception:
+                    self._failed(session)
 
     def close(self) -> None:
         self._epoll.close()

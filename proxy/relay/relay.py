@@ -24,8 +24,9 @@ from proxy.transport.stream import RECORD_BYTES, Stream
 from proxy.transport.tls import Broken, Ended, WouldRead, WouldWrite
 
 # One for all sessions of the process: the loop is single-threaded, and what stays is copied out.
-_CHUNK = bytearray(128 * 1024)
+_CHUNK = bytearray(256 * 1024)
 _VIEW = memoryview(_CHUNK)
+_RECORDS_AT_ONCE = 8
 # A backend's BYE comes alone or with little else.
 _SHORT = 1024
 # Answers owed to a client that has closed its half may take this long.
@@ -66,6 +67,7 @@ class Relay:
         "_backend_mask",
         "_backend_recv",
         "_backend_send",
+        "_backend_wants_write",
         "_blocked",
         "_carriage",
         "_client",
@@ -74,6 +76,7 @@ class Relay:
         "_client_mask",
         "_client_recv",
         "_client_send",
+        "_client_wants_write",
         "_engine",
         "_goodbye",
         "_held",
@@ -83,7 +86,6 @@ class Relay:
         "_to_backend",
         "_to_client",
         "_traffic",
-        "_wants_write",
         "bytes_from_backend",
         "bytes_from_client",
         "session",
@@ -112,8 +114,8 @@ class Relay:
         self._held = b""  # what the client said and the observer did not clear yet
         self._reply: bytes | None = None  # an answer of ours that waits for those of the backend
         self._blocked = False  # the client is not read until the backend has spoken
-        self._goodbye = False  # the backend has said BYE itself
-        self._wants_write = False  # TLS has something of its own to send (a KeyUpdate) before it can read on
+        self._goodbye: Outcome | None = None  # the backend has said BYE itself
+        self._client_wants_write = self._backend_wants_write = False  # TLS has to send before it can read on
         self._client_ended = False
         self._last_active = engine.now
         self.bytes_from_client = self.bytes_from_backend = 0
@@ -128,7 +130,8 @@ class Relay:
             self._observer.from_backend(early_backend)
             self._write_client(early_backend)
         if early_client and self._client is not None:
-            self._count_client(len(early_client))
+            self.bytes_from_client += len(early_client)
+            self._traffic.bytes_from_client += len(early_client)
             self._take(early_client)
         self._pump()
 
@@ -146,27 +149,34 @@ class Relay:
             self._pump()
         if self._client is None or self._to_backend is not None or self._blocked or self._client_ended:
             return
+        if self._client_wants_write:
+            self._client_wants_write = False
+            self._interest()
         try:
             data = self._client_recv(RECORD_BYTES)
         except WouldRead:
-            if self._wants_write:
-                self._wants_write = False
-                self._interest()
             return
-        except WouldWrite:  # a KeyUpdate has to be answered and the socket is full
-            self._wants_write = True
-            self._interest()
-            return
-        except Ended:
-            data = b""
-        except Broken:
-            self.end(Outcome.CLIENT_CLOSED)
+        except Broken as exc:
+            self._client_failed(exc)
             return
         if not data:
             self._client_end()
             return
-        self._count_client(len(data))
-        self._take(data)
+        observer = self._observer
+        if observer.client_skip >= len(data):  # inside a literal
+            self._carry_literal(data)
+            return
+        count = len(data)
+        self.bytes_from_client += count
+        self._traffic.bytes_from_client += count
+        self._last_active = self._engine.now
+        if self._held:
+            data, self._held = self._held + data, b""
+        cleared = observer.from_client(data)
+        if cleared == len(data):
+            self._write_backend(data)
+            return
+        self._hold(data, cleared)
         if self._blocked:
             self._pump()
 
@@ -176,7 +186,12 @@ class Relay:
             if not self._write_backend(self._to_backend):
                 return
             self._pump()
-        if self._client is None or self._to_client is not None or not events & ~OUT:
+        if self._client is None or self._to_client is not None:
+            return
+        if self._backend_wants_write:
+            self._backend_wants_write = False
+            self._interest()
+        elif not events & ~OUT:
             return
         observer = self._observer
         data: bytes | memoryview
@@ -187,7 +202,11 @@ class Relay:
             else:
                 data = self._backend_recv(RECORD_BYTES)
                 count = len(data)
-        except (*WouldRead, *WouldWrite):
+        except WouldRead:
+            return
+        except WouldWrite:  # a KeyUpdate has to be answered and the socket is full
+            self._backend_wants_write = True
+            self._interest()
             return
         except Broken:  # Ended among them
             count = 0
@@ -201,49 +220,84 @@ class Relay:
             observer.backend_skip -= count
         else:
             data = bytes(data)
+            if count < _SHORT and b"* BYE" in data and observer.between_responses:
+                self._note_goodbye(data)
             observer.from_backend(data)
-            if count < _SHORT and b"* BYE" in data:
-                self._goodbye = True
         if self._write_client(data) and self._blocked:
             self._pump()
 
+    def _client_failed(self, exc: Exception) -> None:
+        """Reading from the client raised something else than "nothing there"."""
+        if isinstance(exc, WouldWrite):  # a KeyUpdate has to be answered and the socket is full
+            self._client_wants_write = True
+            self._interest()
+        elif isinstance(exc, Ended):
+            self._client_end()
+        else:
+            self.end(Outcome.CLIENT_CLOSED)
+
+    def _note_goodbye(self, data: bytes) -> None:
+        """The backend says BYE: by itself, or as the untagged part of its answer to LOGOUT."""
+        at = 0 if data.startswith(b"* BYE") else data.find(b"\n* BYE") + 1
+        if at or data.startswith(b"* BYE"):
+            answered = 0 <= data.find(b"\n", at) < len(data) - 1
+            self._goodbye = Outcome.LOGGED_OUT if answered else Outcome.BACKEND_CLOSED
+
     # --- client to backend ---
 
-    def _count_client(self, count: int) -> None:
+    def _carry_literal(self, data: bytes) -> None:
+        """Pass on a literal's octets: several full TLS records in one write, where they are there already."""
+        observer = self._observer
+        left = observer.client_skip - len(data)
+        records = [data]
+        failure: Exception | None = None
+        while len(data) == RECORD_BYTES <= left and len(records) < _RECORDS_AT_ONCE:
+            try:
+                data = self._client_recv(RECORD_BYTES)
+            except WouldRead:
+                break
+            except Broken as exc:  # what came before it still goes its way
+                failure = exc
+                break
+            if not data:
+                failure = Ended()
+                break
+            records.append(data)
+            left -= len(data)
+        count = observer.client_skip - left
+        observer.client_skip = left
         self.bytes_from_client += count
         self._traffic.bytes_from_client += count
         self._last_active = self._engine.now
+        self._write_backend(records[0] if len(records) == 1 else b"".join(records))
+        if failure is not None and self._client is not None:
+            self._client_failed(failure)
 
     def _take(self, data: bytes) -> None:
         """Show the client's octets to the observer and pass on what it clears."""
-        if self._held:
-            data, self._held = self._held + data, b""
-        observer = self._observer
-        if observer.client_skip >= len(data) and observer.refusal is None:
-            observer.client_skip -= len(data)
+        cleared = self._observer.from_client(data)
+        if cleared == len(data):
             self._write_backend(data)
-            return
-        if observer.refusal is None:
-            cleared = observer.from_client(data)
-            if cleared == len(data):
-                self._write_backend(data)
-                return
-            if cleared:
-                self._write_backend(data[:cleared])
+        else:
+            self._hold(data, cleared)
+
+    def _hold(self, data: bytes, cleared: int) -> None:
+        """Pass on the cleared octets; keep the others, or answer the command that they are."""
+        observer = self._observer
+        if cleared:
+            self._write_backend(data[:cleared])
             data = data[cleared:]
-        if observer.violation is not None:
-            self._say_and_end(Outcome.PROTOCOL_VIOLATION)
-        elif (refusal := observer.refusal) is not None:
+        if observer.violation is None and (refusal := observer.refusal) is not None:
             swallowed = observer.swallow(data)
-            if observer.violation is not None:
-                self._say_and_end(Outcome.PROTOCOL_VIOLATION)
-            elif swallowed is not None:
+            if swallowed is not None:
                 self._held = data[swallowed:]
                 self._reply = _refusal_reply(refusal)
                 self._blocked = True
         else:
             self._held = data
             self._blocked = observer.waiting
+        if observer.violation is not None:
+            self.say_goodbye(Outcome.PROTOCOL_VIOLATION)
 
     def _pump(self) -> None:
         """Go on with what was held, as far as that goes.
@@ -261,8 +315,9 @@ class Relay:
             self._blocked, self._reply = False, None
             if reply is not None:
                 self._write_client(reply)
-            if self._held and self._client is not None:
-                self._take(b"")
+            held, self._held = self._held, b""
+            if held and self._client is not None:
+                self._take(held)
         self._interest()
 
     def _write_backend(self, data: bytes | memoryview) -> bool:
@@ -316,9 +371,10 @@ class Relay:
         if self._client is None:
             return
         reads = self._to_backend is None and not self._blocked and not self._client_ended
-        writes = self._to_client is not None or self._wants_write
+        writes = self._to_client is not None or self._client_wants_write
         client = (IN if reads else 0) | (OUT if writes else 0)
-        backend = (IN if self._to_client is None else 0) | (OUT if self._to_backend is not None else 0)
+        flushes = self._to_backend is not None or self._backend_wants_write
+        backend = (IN if self._to_client is None else 0) | (OUT if flushes else 0)
         if client != self._client_mask:
             self._client_mask = self._engine.watch(self._client_descriptor, self._client_mask, client)
         if backend != self._backend_mask:
@@ -334,20 +390,12 @@ class Relay:
 
     def _backend_end(self) -> None:
         """The backend closed, or broke. Nothing of it is left: it is not read while something is kept."""
-        if self._goodbye:
-            self.end(Outcome.LOGGED_OUT)
+        if self._goodbye is not None:
+            self.end(self._goodbye)
         elif self._client_ended:
             self.end(Outcome.CLIENT_CLOSED)
         else:
-            self._say_and_end(Outcome.BACKEND_CLOSED)
-
-    def _say_and_end(self, outcome: Outcome) -> None:
-        if self._client is not None and self._to_client is None and self._observer.between_responses:
-            try:
-                self._client_send(FAREWELLS[outcome])
-            except Broken:
-                pass
-        self.end(outcome)
+            self.say_goodbye(Outcome.BACKEND_CLOSED)
 
     @property
     def at_safe_point(self) -> bool:
@@ -362,7 +410,12 @@ class Relay:
 
     def say_goodbye(self, outcome: Outcome) -> None:
         """End the session with the farewell of `outcome`, where the protocol allows one just now."""
-        self._say_and_end(outcome)
+        if self._client is not None and self._to_client is None and self._observer.between_responses:
+            try:
+                self._client_send(FAREWELLS[outcome])
+            except Broken:
+                pass
+        self.end(outcome)
 
     def sweep(self, now: float) -> None:
         """End a session that was silent too long, in both directions (RFC 9051 §5.4)."""
@@ -370,7 +423,7 @@ class Relay:
         if self._client_ended and silent > _HALF_CLOSED_SECONDS:
             self.end(Outcome.CLIENT_CLOSED)
         elif silent > self._carriage.idle_seconds:
-            self._say_and_end(Outcome.IDLE_TIMEOUT)
+            self.say_goodbye(Outcome.IDLE_TIMEOUT)
 
     def fail(self) -> None:
         """A bug was met in this session."""

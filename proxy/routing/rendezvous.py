@@ -31,7 +31,7 @@ from hashlib import blake2b
 from struct import Struct
 from typing import Protocol
 
-CACHED_KEYS = 4096  # at 100 backends about 1 KiB each
+CACHED_KEYS = 16384  # at 100 backends about 1 KiB each
 _STEP = 2.0**-52
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 
-from OpenSSL import SSL
-
 from proxy.model import Endpoint
-from proxy.transport.tls import ServerCertificates
+from proxy.transport.tls import Context, ServerCertificates
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -34,7 +32,7 @@ class Door:
         """Whether passwords may pass without TLS: everybody here comes from a trusted network."""
         return self.tls == "none"
 
-    def context(self) -> SSL.Context:
+    def context(self) -> Context:
         """The base context of this listener."""
         assert self._context is not None
         return self._context

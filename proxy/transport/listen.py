@@ -10,21 +10,25 @@ from typing import Any
 import trio
 
 from proxy.model import Endpoint
+from proxy.observe import metrics
 from proxy.observe.log import get_logger
 
 log = get_logger()
 
 BACKLOG = 4096
 _ACCEPTS_PER_TURN = 64
-# These end one connection, not the listener (accept(2)).
-_ONE_CONNECTION = frozenset({errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH})
-# The machine or the process is out of something: wait, others will give it back.
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# Of one connection that ended before it was accepted (accept(2)). Any other error, EMFILE and ENOMEM above all, makes
+# accepting pause: what is missing will be given back, and nothing that a network reports may end the service.
+_ONE_CONNECTION = frozenset({errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ETIMEDOUT})
 _EXHAUSTED_PAUSE_SECONDS = 0.1
+
+_PAUSES = metrics.counter(
+    "porter_accept_pauses_total", "Times that accepting paused, for want of descriptors or memory."
+)
 
 KEEPALIVE_IDLE_SECONDS = 180
 # A client that does not read may keep this much in the kernel before back-pressure reaches the backend.
-NOT_SENT_LOW_WATER_BYTES = 131072
+NOT_SENT_LOW_WATER_BYTES = 262144
 
 
 class BindFailed(Exception):
@@ -62,12 +66,11 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 30)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
 async def accept_forever(listener: socket.socket, accepted: Callable[[socket.socket, Any], None]) -> None:
     """Hand every new connection (non-blocking socket, peer's socket address) to `accepted`, which must not wait."""
+    pausing = False
     while True:
         await trio.lowlevel.wait_readable(listener)
         for _ in range(_ACCEPTS_PER_TURN):
@@ -78,10 +81,12 @@ async def accept_forever(listener: socket.socket, accepted: Callable[[socket.soc
             except OSError as exc:
                 if exc.errno in _ONE_CONNECTION:
                     continue
-                if exc.errno not in _EXHAUSTED:
-                    raise
-                log.warning("listener.exhausted", error=exc.strerror, pause_seconds=_EXHAUSTED_PAUSE_SECONDS)
+                if not pausing:  # once per spell
+                    log.warning("listener.exhausted", error=exc.strerror, pause_seconds=_EXHAUSTED_PAUSE_SECONDS)
+                pausing = True
+                _PAUSES.inc()
                 await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
                 break
+            pausing = False
             sock.setblocking(False)
             accepted(sock, address)

@@ -22,10 +22,12 @@ from trio.lowlevel import wait_readable, wait_writable
 
 from proxy.transport.stream import RECORD_BYTES, ConnectionLost, Transport
 
+Context = SSL.Context  # for other rooms, which do not know pyOpenSSL
 OPENSSL_VERSION = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode("ascii", "replace")
 VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 # TLS 1.2: forward secrecy and authenticated encryption only (RFC 9325 §4.2). TLS 1.3 has nothing else.
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
+_TLS13_CIPHERS = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 _ALPN = b"imap"  # RFC 8314 §7, IANA's ALPN registry
 
 WouldRead: tuple[type[Exception], ...] = (SSL.WantReadError, BlockingIOError)
@@ -81,6 +83,9 @@ def _server_context(minimum_version: str) -> SSL.Context:
     context = _new_context(SSL.TLS_SERVER_METHOD, minimum_version)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # resumption is by tickets alone: no memory per client
     context.set_session_id(b"imap-porter")
+    # Ours first: AES-128 costs a third less than the AES-256 that most clients name first, and is as safe in practice.
+    context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
+    context.set_tls13_ciphersuites(_TLS13_CIPHERS)
     context.set_alpn_select_callback(_select_alpn)
     return context
 
@@ -182,14 +187,14 @@ def _cork(sock: socket.socket, on: bool) -> None:
 # --- towards backends ---
 
 
-def client_context(ca: Path | None, *, verify: bool, minimum_version: str = "1.2") -> SSL.Context:
+def client_context(ca: Path | None, *, verify: bool) -> SSL.Context:
     """A context for connections to backends.
 
     Args:
         ca: PEM file of the authorities to trust; None: the system's.
         verify: Whether a chain to one of them is required.
     """
-    context = _new_context(SSL.TLS_CLIENT_METHOD, minimum_version)
+    context = _new_context(SSL.TLS_CLIENT_METHOD, "1.2")
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     if not verify:
         context.set_verify(SSL.VERIFY_NONE)
@@ -216,7 +221,7 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, host: str, *, i
     if context.get_verify_mode() & SSL.VERIFY_PEER:
         try:
             (verify_ip_address if is_address else verify_hostname)(connection, host)
-        except service_identity.VerificationError as exc:
+        except (service_identity.VerificationError, service_identity.CertificateError) as exc:
             raise TlsFailed("name", f"certificate is not for {host}: {_offered_names(connection)}") from exc
     return TlsStream(sock, connection)
 
