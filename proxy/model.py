@@ -45,6 +45,7 @@ class Identity:
     source: str  # which source said so: file, backend, ldap, ...
     backend: str | None = None  # a backend's name that wins over the hash
     attributes: Mapping[str, str] = field(default_factory=lambda: NO_ATTRIBUTES)
+    verified: bool = True  # False: only the backend can tell whether the secret is right
 
 
 @dataclass(frozen=True, slots=True)

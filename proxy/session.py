@@ -42,7 +42,13 @@ log = get_logger()
 _LONGEST_DELAY_SECONDS = 15.0
 _GOODBYE_SECONDS = 2.0
 _REFUSED_WITH_COMPRESS = REFUSED_AFTER_LOGIN | {b"COMPRESS"}
-# Answers that a client earned by what it offered; an outage counts neither as a try nor as a reason to wait.
+# The first refusal for any other reason is told at once; who asks on and on is slowed down, a backend that starts again
+# has enough to do, and sent away.
+_OUTAGE_DELAY_SECONDS = 0.1
+_MOST_REFUSALS = 20
+# A client that sends without a pause is read so often before the others get their turn.
+_READS_PER_TURN = 4
+# Answers that a client earned by what it offered: they count as tries.
 _FAILED_TRIES = frozenset({Outcome.AUTHENTICATION_FAILED, Outcome.AUTHORIZATION_FAILED, Outcome.EXPIRED})
 
 
@@ -117,6 +123,7 @@ class Visit:
         # Around all of run(). One scope whose deadline moves: scopes, and moving them, are a cost of every login.
         self._shaking_hands = door.tls == "implicit"
         self._offering = self._drained = False
+        self._refusals = self._reads = 0
         self._sending = False  # while a send is under way; still True: it was interrupted
         first = min(timeouts.login, timeouts.handshake) if self._shaking_hands else timeouts.login
         self.scope = trio.CancelScope(deadline=now + first)
@@ -194,7 +201,8 @@ class Visit:
                         return await self._accept(dialogue, backend)
                     self._offering = False
                     dialogue.reject(backend)
-                    if self.session.failures >= self.house.settings.limits.login_tries:
+                    tries = self.house.settings.limits.login_tries
+                    if self.session.failures >= tries or self._refusals >= _MOST_REFUSALS:
                         await self._send(dialogue.data_to_send())
                         return Outcome.TRY_LIMIT
                 case LoggedOut():
@@ -210,6 +218,10 @@ class Visit:
                 await self._send(data)
             if event is not None:
                 return event
+            # What has come already is read without waiting: whoever talks on and on gives the others their turn.
+            self._reads += 1
+            if not self._reads % _READS_PER_TURN:
+                await trio.lowlevel.checkpoint()
             dialogue.receive_data(await self.stream.receive())
 
     async def _send(self, data: bytes) -> None:
@@ -253,11 +265,14 @@ class Visit:
             return backend
         finally:
             house.metrics.attempt(credentials.mechanism, outcome)
+        self._refusals += 1
         if outcome in _FAILED_TRIES:
             session.failures += 1
-            # From the beginning of the try, so that the time it took tells nothing about the name.
             delay = house.settings.limits.failed_login_delay * session.failures
-            await trio.sleep_until(began + min(delay, _LONGEST_DELAY_SECONDS))
+        else:
+            delay = _OUTAGE_DELAY_SECONDS * (self._refusals - 1)
+        # From the beginning of the try, so that the time it took tells nothing about the name.
+        await trio.sleep_until(began + min(delay, _LONGEST_DELAY_SECONDS))
         return outcome
 
     def _log_refusal(self, refusal: Refused) -> None:
@@ -311,12 +326,18 @@ async def _log_in_at_backend(credentials: Credentials, session: Session, house: 
     metrics.phase("auth", authenticated - began)
     metrics.phase("route", routed - authenticated)
     session.name, session.backend = identity.name, choice.backend
-    await house.ledger.admit(session)
+    logged_in: BackendSession | None = None
     try:
+        if identity.verified:
+            await house.ledger.admit(session)
         logged_in = await house.backends[choice.backend].open(identity, credentials)
+        if not identity.verified:  # else a stranger without a password could take all the places of a user
+            await house.ledger.admit(session)
     except BaseException as exc:
+        if logged_in is not None:
+            logged_in.stream.close()
         house.ledger.release(session)
-        if isinstance(exc, Refused):
+        if isinstance(exc, Refused) and exc.step:
             metrics.backend_failed(choice.backend, exc.outcome, exc.step)
         raise
     metrics.phase("connect", logged_in.connected_at - routed)

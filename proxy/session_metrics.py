@@ -25,7 +25,6 @@ LOGIN_OUTCOMES = (
     Outcome.AUTHENTICATION_FAILED,
     Outcome.AUTHORIZATION_FAILED,
     Outcome.EXPIRED,
-    Outcome.PRIVACY_REQUIRED,
     Outcome.UNAVAILABLE,
     Outcome.LIMIT,
     Outcome.IN_USE,
@@ -162,8 +161,10 @@ class SessionMetrics:
         """A backend login failed. The backend counts as down only where it could not be talked to."""
         series = self._backends[backend]
         series.failures[step if step in STEPS else "login"].inc()
-        if outcome is Outcome.UNAVAILABLE and step in REACHING_STEPS:
+        if step in REACHING_STEPS:
             series.set_up(False)
+        elif outcome is not Outcome.UNAVAILABLE:
+            series.set_up(True)  # it has looked at the login and said no
 
     def logged_in(self, backend: str) -> None:
         """A session went from the state before login to the one behind it."""

@@ -28,12 +28,15 @@ from proxy.settings.models import Settings
 _BLIND_REASONS = ("compress", "backend_literal")
 
 
-def furnish(settings: Settings, listeners: Sequence[str]) -> House:
+def furnish(settings: Settings, listeners: Sequence[str], connections: int | None = None) -> House:
     """Build the rooms. Nothing is started and nothing is connected to.
 
     Args:
         listeners: The names of the listeners, for metrics.
+        connections: How many there is room for, where that is fewer than `limits.connections`.
     """
+    if connections is None:
+        connections = settings.limits.connections
     engine = Engine()
     tally = Tally(COMMANDS, _BLIND_REASONS)
     rules = NameRules(settings.names)
@@ -45,7 +48,7 @@ def furnish(settings: Settings, listeners: Sequence[str]) -> House:
 
     house = House(
         settings=settings,
-        admission=Admission(settings.limits.connections, settings.limits.connections_per_address),
+        admission=Admission(connections, settings.limits.connections_per_address),
         authenticator=authenticator,
         mechanisms={name: MECHANISMS[name] for name in authenticator.mechanisms},
         router=Router(settings.backends.servers, settings.routing.hash),

@@ -14,6 +14,7 @@ import trio
 
 from proxy.admin.http import health_app, metrics_app, serve_http
 from proxy.app.house import furnish
+from proxy.app.process import prepare
 from proxy.model import Endpoint
 from proxy.observe.log import get_logger
 from proxy.outcome import FAREWELLS, Outcome
@@ -58,7 +59,8 @@ class Worker:
     def __init__(self, settings: Settings, doors: Sequence[tuple[Door, socket.socket]]) -> None:
         self.settings = settings
         self._doors = doors
-        self.house: House = furnish(settings, [door.name for door, _ in doors])
+        room = prepare(settings.limits.connections)
+        self.house: House = furnish(settings, [door.name for door, _ in doors], room)
         self._ready = False
         self._draining = False
         self._logins: trio.Nursery
@@ -72,6 +74,7 @@ class Worker:
                 nursery.start_soon(engine.run)
                 nursery.start_soon(engine.sweep)
                 nursery.start_soon(self._watch_loop)
+                nursery.start_soon(self._ignore_hangups)
                 await self._open_side_doors(nursery)
                 with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                     accepting = trio.CancelScope()
@@ -91,7 +94,7 @@ class Worker:
         finally:
             # After the nursery: a login that was about to finish may still have handed its session over.
             for session in list(engine.sessions):
-                session.say_goodbye(Outcome.DRAINED)
+                engine.say_goodbye(session, Outcome.DRAINED)
             engine.close()
         log.info("worker.stopped")
 
@@ -171,11 +174,17 @@ class Worker:
             for _ in range(min(per_round, len(due))):
                 session = due.pop()
                 if session.at_safe_point:
-                    session.say_goodbye(Outcome.DRAINED)
+                    self.house.engine.say_goodbye(session, Outcome.DRAINED)
             await trio.sleep(_DRAIN_TICK_SECONDS * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
 
     def _busy(self) -> bool:
         return bool(self.house.engine.sessions or self._logins.child_tasks)
+
+    async def _ignore_hangups(self) -> None:
+        """Settings cannot be read anew yet; a habit from other servers must not stop this one."""
+        with trio.open_signal_receiver(signal.SIGHUP) as hangups:
+            async for _ in hangups:
+                log.warning("worker.hangup_ignored", reason="settings take hold at a restart")
 
     # --- being watched ---
 

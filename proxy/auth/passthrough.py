@@ -15,4 +15,4 @@ class PassthroughSource:
 
     async def authenticate(self, credentials: Credentials, name: str) -> Identity | None:
         """Take the client's word; the backend will not."""
-        return Identity(name, "backend")
+        return Identity(name, "backend", verified=False)

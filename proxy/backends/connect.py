@@ -18,9 +18,12 @@ from proxy.transport.listen import tune
 from proxy.transport.stream import PlainStream, Stream
 from proxy.transport.tls import Context, TlsFailed, connect_tls
 
-# Data that a backend does not acknowledge for so long means that it is gone (tcp(7), TCP_USER_TIMEOUT).
-_USER_TIMEOUT_MILLISECONDS = 30_000
+# Data that a backend does not acknowledge for so long means that it is gone (tcp(7), TCP_USER_TIMEOUT). It also counts
+# the time that a backend is alive and does not read, and in a session that may be minutes: a mailbox lock, a slow disk.
+_LOGIN_USER_TIMEOUT_MILLISECONDS = 30_000
+_SESSION_USER_TIMEOUT_MILLISECONDS = 300_000
 _RESOLVED_SECONDS = 30.0
+_PATIENCE_SECONDS = 1.0  # with a resolver, where an older answer is at hand
 _UNRESOLVED_SECONDS = 2.0  # how long a failed lookup stands for those who come next
 
 
@@ -57,15 +60,17 @@ class Address:
         return self._known
 
     async def _look_up(self) -> None:
-        """Ask the system's resolver. The last good answer outlives an outage of DNS."""
-        try:
-            found = await trio.socket.getaddrinfo(self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM)
-        except OSError as exc:
-            self._error = exc.strerror or str(exc)
-            self._known_until = trio.current_time() + _UNRESOLVED_SECONDS
-        else:
-            self._known = [(family, address) for family, _, _, _, address in found]
-            self._known_until = trio.current_time() + _RESOLVED_SECONDS
+        """Ask the system's resolver. The last good answer outlives an outage of DNS, and is not waited past."""
+        self._error, lasts = "no answer", _UNRESOLVED_SECONDS
+        with trio.move_on_after(_PATIENCE_SECONDS if self._known else math.inf):
+            try:
+                found = await trio.socket.getaddrinfo(self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM)
+            except OSError as exc:
+                self._error = exc.strerror or str(exc)
+            else:
+                self._known = [(family, address) for family, _, _, _, address in found]
+                lasts = _RESOLVED_SECONDS
+        self._known_until = trio.current_time() + lasts
 
 
 async def connect(address: Address, deadline: float) -> PlainStream:
@@ -96,10 +101,13 @@ async def connect(address: Address, deadline: float) -> PlainStream:
 
 async def _connect_one(family: int, candidate: Any) -> PlainStream | str:
     """A connection, or why there is none."""
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as exc:  # no descriptor left, above all
+        return exc.strerror or str(exc)
     try:
         tune(sock)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MILLISECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _LOGIN_USER_TIMEOUT_MILLISECONDS)
         number = sock.connect_ex(candidate)
         if number == errno.EINPROGRESS:
             await wait_writable(sock)
@@ -114,6 +122,11 @@ async def _connect_one(family: int, candidate: Any) -> PlainStream | str:
         sock.close()
         return os.strerror(number)
     return PlainStream(sock)
+
+
+def settle(sock: socket.socket) -> None:
+    """The login is done: from here on the backend may take its time."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SESSION_USER_TIMEOUT_MILLISECONDS)
 
 
 async def secure(stream: Stream, context: Context, address: Address) -> Stream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from proxy.backends.connect import Address, connect, secure
+from proxy.backends.connect import Address, connect, secure, settle
 from proxy.backends.login import BackendSession, log_in, login_for
 from proxy.imap.client import BackendDialogue
 from proxy.model import Credentials, Identity
@@ -43,7 +43,9 @@ class Backend:
                     stream = await self._secure(stream)
                 connected_at = trio.current_time()
                 scope.deadline = connected_at + self._timeouts.backend_login
-                return await log_in(stream, dialogue, self._secure, connected_at)
+                session = await log_in(stream, dialogue, self._secure, connected_at)
+                settle(session.stream.socket)
+                return session
         except BaseException:
             if stream is not None:
                 stream.close()

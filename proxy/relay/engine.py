@@ -25,6 +25,8 @@ from proxy.outcome import Outcome
 log = get_logger()
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
+LOST = select.EPOLLHUP | select.EPOLLERR
+UNWATCHED = -1
 _ROUNDS = 8
 _EVENTS = 64
 _BUDGET_SECONDS = 0.001
@@ -62,17 +64,23 @@ class Engine:
             self._owners[descriptor] = session
 
     def watch(self, descriptor: int, old: int, new: int) -> int:
-        """Change what a descriptor is watched for (IN, OUT, both, 0 for nothing); gives `new`.
+        """Change what a descriptor is watched for: IN, OUT, both, 0 for nothing; UNWATCHED is what it begins with.
 
-        An interest of 0 would still report HUP for ever, so such a descriptor leaves the epoll.
+        Gives `new`. A descriptor that is watched for nothing still tells once when its connection is lost (HUP, ERR):
+        edge-triggered, for otherwise it would tell for ever.
         """
-        if not new:
-            self._epoll.unregister(descriptor)
-        elif old:
-            self._epoll.modify(descriptor, new)
+        if old == UNWATCHED:
+            self._epoll.register(descriptor, new or select.EPOLLET)
         else:
-            self._epoll.register(descriptor, new)
+            self._epoll.modify(descriptor, new or select.EPOLLET)
         return new
+
+    def say_goodbye(self, session: Carried, outcome: Outcome) -> None:
+        """End a session with a farewell, whatever state it is in."""
+        try:
+            session.say_goodbye(outcome)
+        except Exception:
+            self._failed(session)
 
     def remove(self, session: Carried, descriptors: Iterable[int]) -> None:
         """Let a session go. Its descriptors are closed next, and with that leave the epoll (epoll(7), Q6)."""

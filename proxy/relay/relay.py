@@ -19,7 +19,7 @@ from typing import Protocol
 from proxy.imap.observer import Observer, Refusal, State
 from proxy.ledger.session import Session
 from proxy.outcome import FAREWELLS, Outcome
-from proxy.relay.engine import IN, OUT, Engine
+from proxy.relay.engine import IN, LOST, OUT, UNWATCHED, Engine
 from proxy.transport.stream import RECORD_BYTES, Stream
 from proxy.transport.tls import Broken, Ended, WouldRead, WouldWrite
 
@@ -27,6 +27,8 @@ from proxy.transport.tls import Broken, Ended, WouldRead, WouldWrite
 _CHUNK = bytearray(256 * 1024)
 _VIEW = memoryview(_CHUNK)
 _RECORDS_AT_ONCE = 8
+# Commands that are answered here instead of by the backend; no client sends even one by itself.
+_MOST_REFUSALS = 50
 # A backend's BYE comes alone or with little else.
 _SHORT = 1024
 # Answers owed to a client that has closed its half may take this long.
@@ -82,6 +84,7 @@ class Relay:
         "_held",
         "_last_active",
         "_observer",
+        "_refusals",
         "_reply",
         "_to_backend",
         "_to_client",
@@ -108,10 +111,11 @@ class Relay:
         self._backend_recv, self._backend_send = backend.transport.recv, backend.transport.send
         self._backend_is_plain = not backend.secure
         self._client_descriptor, self._backend_descriptor = client.socket.fileno(), backend.socket.fileno()
-        self._client_mask = self._backend_mask = 0
+        self._client_mask = self._backend_mask = UNWATCHED
         self._to_backend: memoryview | None = None
         self._to_client: memoryview | None = None
         self._held = b""  # what the client said and the observer did not clear yet
+        self._refusals = 0
         self._reply: bytes | None = None  # an answer of ours that waits for those of the backend
         self._blocked = False  # the client is not read until the backend has spoken
         self._goodbye: Outcome | None = None  # the backend has said BYE itself
@@ -147,11 +151,13 @@ class Relay:
             if not self._write_client(self._to_client):
                 return
             self._pump()
-        if self._client is None or self._to_backend is not None or self._blocked or self._client_ended:
-            return
         if self._client_wants_write:
             self._client_wants_write = False
             self._interest()
+        if self._client is None or self._to_backend is not None or self._blocked or self._client_ended:
+            if events & LOST:  # nobody is left to wait for an answer
+                self.end(Outcome.CLIENT_CLOSED)
+            return
         try:
             data = self._client_recv(RECORD_BYTES)
         except WouldRead:
@@ -186,12 +192,10 @@ class Relay:
             if not self._write_backend(self._to_backend):
                 return
             self._pump()
-        if self._client is None or self._to_client is not None:
-            return
-        if self._backend_wants_write:
-            self._backend_wants_write = False
+        retry, self._backend_wants_write = self._backend_wants_write, False
+        if retry:
             self._interest()
-        elif not events & ~OUT:
+        if self._client is None or self._to_client is not None or not (retry or events & ~OUT):
             return
         observer = self._observer
         data: bytes | memoryview
@@ -289,7 +293,10 @@ class Relay:
             data = data[cleared:]
         if observer.violation is None and (refusal := observer.refusal) is not None:
             swallowed = observer.swallow(data)
-            if swallowed is not None:
+            if swallowed is not None and self._refusals == _MOST_REFUSALS:
+                self.say_goodbye(Outcome.PROTOCOL_VIOLATION)
+            elif swallowed is not None:
+                self._refusals += 1
                 self._held = data[swallowed:]
                 self._reply = _refusal_reply(refusal)
                 self._blocked = True

@@ -187,7 +187,7 @@ async def test_passthrough(rules: NameRules) -> None:
     assert authenticator.mechanisms == ("PLAIN",)
     for mechanism in ("LOGIN", "PLAIN"):
         identity = await authenticator.authenticate(credentials("Bob", mechanism=mechanism))
-        assert identity == Identity("bob@example.org", "backend")
+        assert identity == Identity("bob@example.org", "backend", verified=False)
     assert not isinstance(source, HashingSource)
 
 
@@ -196,4 +196,4 @@ def test_passthrough_never_waits(rules: NameRules) -> None:
     coroutine = Authenticator([PassthroughSource()], rules).authenticate(credentials())
     with pytest.raises(StopIteration) as stop:
         coroutine.send(None)
-    assert stop.value.value == Identity("alice@example.org", "backend")
+    assert stop.value.value == Identity("alice@example.org", "backend", verified=False)

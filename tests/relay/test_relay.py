@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 import trio.testing
+from OpenSSL import SSL
 
 from proxy.imap.commands import REFUSED_AFTER_LOGIN
 from proxy.imap.observer import Observer
@@ -314,3 +315,52 @@ async def test_a_bug_in_one_session_ends_that_session_only(splice: Splicer) -> N
     assert broken.ended == [Outcome.SERVER_BUG]
     await sound.client.send_all(b"a NOOP\r\n")
     assert await sound.backend.exactly(8) == b"a NOOP\r\n"
+
+
+async def test_a_client_that_vanishes_while_it_is_not_read_is_noticed(splice: Splicer) -> None:
+    wire = splice()
+    await wire.client.send_all(b"a NOOP\r\nb LOGIN x y\r\n")
+    assert await wire.backend.exactly(8) == b"a NOOP\r\n"
+    wire.client.close()
+    assert await wire.backend.receive() == b""
+    assert wire.ended == [Outcome.CLIENT_CLOSED]
+
+
+async def test_refused_commands_without_end_end_the_session(splice: Splicer) -> None:
+    wire = splice()
+    await wire.client.send_all(b"a LOGIN\r\n" * 1000)
+    said = b""
+    while data := await wire.client.receive():
+        said += data
+    assert said.count(b"a BAD ") == 50
+    assert said.endswith(FAREWELLS[Outcome.PROTOCOL_VIOLATION])
+    assert wire.ended == [Outcome.PROTOCOL_VIOLATION]
+
+
+class KeyUpdates:
+    """A TLS connection that has to answer a KeyUpdate while its socket is full, and then gives a command."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.reads = 0
+
+    def recv(self, count: int) -> bytes:
+        self.reads += 1
+        if self.reads == 1:
+            raise SSL.WantWriteError
+        return self.sock.recv(count)
+
+    def send(self, data: bytes | memoryview) -> int:
+        return self.sock.send(data)
+
+
+async def test_a_key_update_meets_a_full_backend_and_nothing_spins(splice: Splicer) -> None:
+    wire = splice()
+    updates = KeyUpdates(wire.relay._client.socket)  # type: ignore[union-attr]
+    wire.relay._client_recv = updates.recv
+    body = b"a APPEND x {2000000+}\r\n" + b"x" * 2_000_000
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wire.client.send_all, body)
+        with trio.fail_after(5):  # the backend reads nothing: all is full, and then nobody may have anything to do
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert await wire.backend.exactly(len(body)) == body
