@@ -12,6 +12,7 @@ from proxy.auth.passwords import PasswordVerifier
 from proxy.auth.source import IdentitySource
 from proxy.backends.pool import Pool
 from proxy.imap.commands import COMMANDS
+from proxy.imap.observer import BLIND_REASONS
 from proxy.ledger.host import Ledger
 from proxy.limits.admission import Admission
 from proxy.observe.tally import Tally
@@ -24,9 +25,6 @@ from proxy.session import House, end_session
 from proxy.session_metrics import SessionMetrics
 from proxy.settings.models import Settings
 
-# Why the observer may stop watching a session; any other counts as `other`.
-_BLIND_REASONS = ("compress", "backend_literal")
-
 
 def furnish(settings: Settings, listeners: Sequence[str], connections: int | None = None) -> House:
     """Build the rooms. Nothing is started and nothing is connected to.
@@ -38,7 +36,7 @@ def furnish(settings: Settings, listeners: Sequence[str], connections: int | Non
     if connections is None:
         connections = settings.limits.connections
     engine = Engine()
-    tally = Tally(COMMANDS, _BLIND_REASONS)
+    tally = Tally(COMMANDS, BLIND_REASONS)
     rules = NameRules(settings.names)
     authenticator = Authenticator(_sources(settings, rules), rules)
     metrics = SessionMetrics([server.name for server in settings.backends.servers], listeners)

@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 
 from proxy import __version__
+from proxy.app.preflight import preflight
 from proxy.app.worker import Worker, open_doors
 from proxy.observe import metrics
 from proxy.observe.log import configure, get_logger, restore
@@ -26,6 +27,7 @@ def serve(config: Path) -> int:
     """Run until a signal ends it. Gives the exit status."""
     try:
         settings = load(config)
+        preflight(settings)
     except SettingsError as exc:
         print(exc, file=sys.stderr)
         return EXIT_FAILED

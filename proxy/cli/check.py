@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from proxy.app.preflight import preflight
 from proxy.settings.certificates import facts
 from proxy.settings.loader import load
 from proxy.settings.mistakes import Mistake, SettingsError, printable
@@ -31,6 +32,7 @@ def check(config: Path, json_output: bool) -> int:
     """
     try:
         settings = load(config)
+        preflight(settings)
     except SettingsError as exc:
         if json_output:
             _print_json({"ok": False, "mistakes": [_mistake(mistake) for mistake in exc.mistakes]})

@@ -19,27 +19,24 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 from proxy.imap import capability
-from proxy.imap.events import BackendLoggedIn, BackendRefused, BackendStartTls, ClientEvent
-from proxy.imap.grammar import (
-    MAX_ID_FIELD_BYTES,
-    MAX_ID_PAIRS,
-    MAX_ID_VALUE_BYTES,
-    LiteralHeader,
-    is_quotable,
-    quote,
-    split_literal,
+from proxy.imap.client_commands import (
+    PRINTABLE,
+    authenticate_plain,
+    id_command,
+    is_sayable,
+    login_command,
+    plain_response,
 )
+from proxy.imap.events import BackendLoggedIn, BackendRefused, BackendStartTls, ClientEvent
+from proxy.imap.grammar import LiteralHeader, is_quotable, quote, split_literal
 from proxy.imap.reader import EndOfData, LineTooLong, Reader
 from proxy.outcome import Outcome
 
-MAX_LITERAL_MINUS_BYTES = 4096  # RFC 7888 §5: the longest non-synchronizing literal with LITERAL-
 MAX_LINES = 200  # from one backend before it has logged us in
 MAX_RESPONSE_LITERAL_BYTES = 65536  # in sum, skipped
 MAX_NOTES = 8
 MAX_NOTE_BYTES = 1024
 MAX_DETAIL_CHARS = 200
-
-_PRINTABLE = bytes(octet if 0x20 <= octet < 0x7F else ord("?") for octet in range(256))
 
 # What a tagged NO means for the client, by its response code (RFC 5530 §3). A code that is not listed, and
 # none at all, is a wrong password. PRIVACYREQUIRED and CLIENTBUG are said to the proxy, not to its client.
@@ -68,7 +65,6 @@ class BackendLogin:
         authorization_identity: Whom to act as; if not empty, the login is AUTHENTICATE PLAIN.
         starttls: TLS is required on this connection in clear; a backend without it is a failure.
         id_fields: If not empty, an ID command with these pairs goes before the login (RFC 2971).
-        mechanism: None: LOGIN or AUTHENTICATE PLAIN, as fits. "PLAIN": only that.
     """
 
     authentication_identity: str
@@ -76,7 +72,6 @@ class BackendLogin:
     authorization_identity: str = ""
     starttls: bool = False
     id_fields: tuple[tuple[str, str], ...] = ()
-    mechanism: str | None = None
 
 
 class BackendDialogue:
@@ -150,7 +145,7 @@ class BackendDialogue:
         if login.starttls:
             yield from self._start_tls()
         asked = b"" if self._listed else self._send(b"CAPABILITY")
-        identified = self._send(_id_command(login.id_fields)) if login.id_fields else b""
+        identified = self._send(id_command(login.id_fields)) if login.id_fields else b""
         if asked:
             yield from self._capability(asked)
         first, *rest = self._login_command()
@@ -176,12 +171,10 @@ class BackendDialogue:
         """
         login = self._login
         self.step = "login"
-        if not (_is_sayable(login.authentication_identity) and _is_sayable(login.authorization_identity)):
+        if not (is_sayable(login.authentication_identity) and is_sayable(login.authorization_identity)):
             raise _Refusal(Outcome.AUTHENTICATION_FAILED, "a name with CR, LF, NUL or octets that are no UTF-8")
         if not login.authentication_identity or not login.secret or b"\0" in login.secret:
             raise _Refusal(Outcome.AUTHENTICATION_FAILED, "an empty name, an empty secret or one with NUL")
-        if login.mechanism not in (None, "PLAIN"):
-            raise self._refusal("unknown mechanism", login.mechanism.encode("ascii", "replace"))
 
     def _greeting(self) -> Generator[None, None, None]:
         """The first line: only OK goes on. PREAUTH would be somebody else's session (RFC 9051 §7.1)."""
@@ -231,25 +224,17 @@ class BackendDialogue:
         name = login.authentication_identity.encode()
         plain = b"AUTH=PLAIN" in offered
         disabled = b"LOGINDISABLED" in offered
-        only_plain = bool(login.authorization_identity) or login.mechanism == "PLAIN" or disabled
+        only_plain = bool(login.authorization_identity) or disabled
         if only_plain and not plain:
             reason = ", and has LOGINDISABLED" if disabled else ""
             raise _Refusal(Outcome.UNAVAILABLE, f"the backend offers no AUTH=PLAIN{reason}")
-        if not only_plain and is_quotable(name) and is_quotable(login.secret):
-            return [b"LOGIN " + quote(name) + b" " + quote(login.secret)]
-        if plain:
-            response = _plain_response(login)
-            if b"SASL-IR" in offered:
-                return [b"AUTHENTICATE PLAIN " + response]
-            return [b"AUTHENTICATE PLAIN", response]
-        longest = MAX_LITERAL_MINUS_BYTES if b"LITERAL-" in offered else 0
-        if b"LITERAL+" in offered:
-            longest = max(len(name), len(login.secret))
-        pieces = [b"LOGIN "]
-        _add_string(pieces, name, longest)
-        pieces[-1] += b" "
-        _add_string(pieces, login.secret, longest)
-        return pieces
+        if plain and (only_plain or not (is_quotable(name) and is_quotable(login.secret))):
+            return authenticate_plain(self._plain_response(), initial_response=b"SASL-IR" in offered)
+        return login_command(name, login.secret, offered)
+
+    def _plain_response(self) -> bytes:
+        login = self._login
+        return plain_response(login.authorization_identity, login.authentication_identity, login.secret)
 
     # --- commands and responses ---
 
@@ -341,7 +326,7 @@ class BackendDialogue:
 
     def _refusal(self, prefix: str, said: bytes, outcome: Outcome = Outcome.UNAVAILABLE) -> _Refusal:
         """A refusal whose detail repeats what the backend said, made fit for a log."""
-        text = self._without_secret(said).translate(_PRINTABLE)
+        text = self._without_secret(said).translate(PRINTABLE)
         if self._login.secret in text:  # the stars or the question marks themselves have spelled it
             text = b"***"
         return _Refusal(outcome, f"{prefix}: {text.decode('ascii')}")
@@ -350,7 +335,7 @@ class BackendDialogue:
         """Foreign text with the secret, in each form in which it may have been sent, replaced by `***`."""
         secret = self._login.secret
         encoded = b64encode(secret)
-        forms = {secret, quote(secret)[1:-1], encoded, encoded.rstrip(b"="), _plain_response(self._login)}
+        forms = {secret, quote(secret)[1:-1], encoded, encoded.rstrip(b"="), self._plain_response()}
         for form in sorted(forms, key=len, reverse=True):
             said = said.replace(form, b"***")
         return said
@@ -363,38 +348,6 @@ class _Refusal(Exception):
         super().__init__(outcome, detail)
         self.outcome = outcome
         self.detail = detail
-
-
-def _is_sayable(name: str) -> bool:
-    """Whether a name has no CR, LF or NUL and can be written in UTF-8, which lone surrogates cannot."""
-    return name.isprintable() or not any(c in "\r\n\0" or "\ud800" <= c <= "\udfff" for c in name)
-
-
-def _add_string(pieces: list[bytes], string: bytes, longest_non_synchronizing: int) -> None:
-    """Add a string as it fits; a synchronizing literal begins a new piece (RFC 9051 §4.3, RFC 7888)."""
-    if is_quotable(string):
-        pieces[-1] += quote(string)
-    elif len(string) <= longest_non_synchronizing:
-        pieces[-1] += b"{%d+}\r\n" % len(string) + string
-    else:
-        pieces[-1] += b"{%d}" % len(string)
-        pieces.append(string)
-
-
-def _plain_response(login: BackendLogin) -> bytes:
-    """The one message of PLAIN, in base64 (RFC 4616 §2)."""
-    names = f"{login.authorization_identity}\0{login.authentication_identity}\0"
-    return b64encode(names.encode("utf-8", "replace") + login.secret)
-
-
-def _id_command(fields: tuple[tuple[str, str], ...]) -> bytes:
-    """ID within the bounds of RFC 2971 §3.3; an empty value is NIL."""
-    parameters = []
-    for name, value in fields[:MAX_ID_PAIRS]:
-        parameters.append(quote(name.encode("ascii", "replace")[:MAX_ID_FIELD_BYTES].translate(_PRINTABLE)))
-        octets = value.encode("ascii", "replace")[:MAX_ID_VALUE_BYTES].translate(_PRINTABLE)
-        parameters.append(quote(octets) if octets else b"NIL")
-    return b"ID (" + b" ".join(parameters) + b")"
 
 
 def _status(response: bytes) -> tuple[bytes, bytes]:

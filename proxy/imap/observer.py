@@ -24,39 +24,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final
 
-from proxy.imap.commands import (
-    AFTER_UID,
-    COMPRESS,
-    IDLE,
-    REFUSED_AFTER_LOGIN,
-    UID,
-    command_name,
-    lines_without_arguments,
-    plain_names,
-    valid_tag,
+from proxy.imap.command_stream import (
+    BLIND,
+    COMMAND,
+    ENDED,
+    FULL,
+    IDLE_ASKED,
+    IDLING,
+    LINE_START,
+    LITERAL_ASKED,
+    MAX_PENDING,
+    TEXT,
+    CommandStream,
+    Refusal,
+    Tally,
 )
-from proxy.imap.literals import NO_LITERAL, TOO_LARGE, LineEnd, literal_size, may_announce_literal
+from proxy.imap.commands import AFTER_UID, COMPRESS, REFUSED_AFTER_LOGIN, UID, lines_without_arguments
+from proxy.imap.literals import TOO_LARGE, literal_size, may_announce_literal
 
-LINE_START: Final = 256  # within so many octets a line has to show its tag and its command
-MAX_PENDING: Final = 1000  # commands without an answer; what comes on top of them is held back
+__all__ = ["BLIND_REASONS", "LINE_START", "MAX_PENDING", "Observer", "Refusal", "State", "Tally"]
+
+_COMPRESSED: Final = "compress"
+_BACKEND_LITERAL: Final = "backend_literal"
+BLIND_REASONS: Final = (_COMPRESSED, _BACKEND_LITERAL)  # what Tally.blind() is called with
+
 _HEAD: Final = LINE_START + 16  # kept of an unfinished line: a tag, a status word ...
 _TAIL: Final = 40  # ... and room for what announces a literal
-
-# Where the client's stream stands. From _LITERAL_ASKED on, what comes next is held until the backend has spoken.
-_COMMAND: Final = 0  # at the start of a command line
-_TEXT: Final = 1  # inside a command: in a literal (client_skip) or in a line
-_IDLING: Final = 2
-_REFUSED: Final = 3
-_ENDED: Final = 4
-_BLIND: Final = 5
-_LITERAL_ASKED: Final = 6
-_IDLE_ASKED: Final = 7
-_ANSWER_ASKED: Final = 8  # only the tagged answer to _current can tell
-_FULL: Final = 9  # MAX_PENDING reached: any tagged answer makes room
 
 # A line that is not untagged. bytes.find has no "anything but"; of all ways tried, this is also the fastest.
 _NOT_UNTAGGED = re.compile(rb"\n[^*]").search
@@ -71,84 +67,24 @@ class State(StrEnum):
     BLIND = "blind"
 
 
-class Tally(Protocol):
-    """Where an observer reports to; one serves all sessions."""
-
-    def finished(self, command: str, seconds: float) -> None:
-        """A command got its tagged answer. `command` is one of `commands.COMMANDS`; IDLE lasts until its answer."""
-
-    def idle(self, change: int) -> None:
-        """+1 when the backend begins IDLE, -1 when the client ends it, or the backend, or the session."""
-
-    def blind(self, reason: str) -> None:
-        """Once per session at most: `compress` or `backend_literal`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A command, or a line that is none, which must not reach the backend. Without a usable tag, `tag` is `*`."""
-
-    tag: bytes
-    command: str
-
-
-class Observer:
-    """One session's observer.
+class Observer(CommandStream):
+    """One session's observer: both fast paths, and the backend's side.
 
     `client_skip`, `backend_skip`: octets of a literal still to come. Whoever carries a chunk that is no longer may
     subtract its length instead of calling `from_client` or `from_backend`.
     `refusal`: set while a refused command has to be taken with `swallow`.
     `violation`: why the session has to end; nothing more of the client's may reach the backend.
-    `commands`: how many got their answer.
     """
 
-    __slots__ = (
-        "_after_literal",
-        "_alone",
-        "_back",
-        "_clock",
-        "_current",
-        "_line",
-        "_literal",
-        "_mode",
-        "_more",
-        "_name",
-        "_names",
-        "_refused",
-        "_since",
-        "_tag",
-        "_tally",
-        "backend_skip",
-        "client_skip",
-        "commands",
-        "refusal",
-        "violation",
-    )
+    __slots__ = ("_after_literal", "_alone", "_back", "backend_skip")
 
     def __init__(
         self, tally: Tally, clock: Callable[[], float], *, refused: frozenset[bytes] = REFUSED_AFTER_LOGIN
     ) -> None:
-        self._tally = tally
-        self._clock = clock
-        self._refused = refused
-        self._names = plain_names(refused)
+        super().__init__(tally, clock, refused)
         self._alone = lines_without_arguments(refused)
-        self.client_skip = 0
         self.backend_skip = 0
-        self.refusal: Refusal | None = None
-        self.violation: str | None = None
-        self.commands = 0
-        # What is unanswered: one command in slots, any others in a dict that exists only then. All tags with their SP.
-        self._tag: bytes | None = None
-        self._name = ""
-        self._since = 0.0
-        self._more: dict[bytes, tuple[str, float]] | None = None
-        # The client's side.
-        self._mode: int = _COMMAND
-        self._current: bytes | None = None  # the command whose answer changes _mode
-        self._literal = 0  # size of the literal that was asked for, or that is being swallowed
-        self._line: LineEnd | None = None  # what is kept of an unfinished line
-        # The backend's side. None: at the start of a response; else what is kept of the unfinished line.
+        # None: at the start of a response; else what is kept of the unfinished line.
         self._back: bytes | None = None
         self._after_literal = False
 
@@ -156,12 +92,12 @@ class Observer:
     def state(self) -> State:
         """What the session is doing, seen from outside."""
         mode = self._mode
-        if mode == _COMMAND:
+        if mode == COMMAND:
             return State.BETWEEN_COMMANDS if self._tag is None and self._more is None else State.BUSY
-        if mode == _IDLING:
+        if mode == IDLING:
             alone = self._more is None or (self._tag is None and len(self._more) == 1)
             return State.IN_IDLE if alone else State.BUSY
-        return State.BLIND if mode == _BLIND else State.BUSY
+        return State.BLIND if mode == BLIND else State.BUSY
 
     @property
     def between_responses(self) -> bool:
@@ -169,9 +105,9 @@ class Observer:
         return self._back is None
 
     @property
-    def waiting(self) -> bool:
-        """What `from_client` held back waits for the backend: stop reading, feed it again after `from_backend`."""
-        return self._mode >= _LITERAL_ASKED
+    def logged_out(self) -> bool:
+        """The last command was LOGOUT and has its answer: what ends now was asked to."""
+        return self._tag is None and self._more is None and self._name == "LOGOUT"
 
     # --- from the client ---
 
@@ -200,177 +136,6 @@ class Observer:
                     return len(data)
         return self._scan_client(data)
 
-    def _scan_client(self, data: bytes) -> int:
-        at, end = 0, len(data)
-        while at < end:
-            mode = self._mode
-            if mode == _COMMAND:
-                after = self._command(data, at)
-            elif mode == _TEXT:
-                after = self._text(data, at)
-            elif mode == _IDLING:
-                after = self._line_in_idle(data, at)
-            else:
-                return end if mode == _BLIND and self.refusal is None and self.violation is None else at
-            if after == at:
-                return at
-            at = after
-        return at
-
-    def _command(self, data: bytes, at: int) -> int:
-        """Take the line that starts at `at`. Returning `at` itself says that it has to stay there."""
-        after = data.find(b"\n", at, at + LINE_START) + 1
-        whole = after > 0
-        if not whole:
-            after = at + LINE_START
-            if after > len(data):
-                return at
-        line = data[at:after]
-        words = line.split(None, 3)
-        if whole and not words:
-            return after
-        tag = words[0] + b" " if words else b""
-        valid = len(words) > 1 and line.startswith(tag) and (words[0].isalnum() or valid_tag(words[0]))
-        if not whole and not (valid and (len(words) > 2 or line[-1:].isspace())):
-            return self._violated("line start too long", at)
-        name = self._names.get(words[1]) if valid else None
-        if name == UID:
-            name = AFTER_UID.get(words[2]) if len(words) > 2 else None
-        goes_on = not whole or (0x7D in line and literal_size(line) != NO_LITERAL)
-        special = False
-        if name is None:  # refused, special, or in a rare spelling
-            name = command_name(words)
-            special = name in (IDLE, COMPRESS)
-            # Malformed lines are refused too: servers differ in what they make of them, and an answer that this side
-            # did not expect could pass for that of the next command.
-            if not valid or words[1].upper() in self._refused or (special and goes_on):
-                self.refusal = Refusal(words[0] if valid_tag(words[0]) else b"*", name)
-                self._mode = _REFUSED
-                return at
-        if not self._begin(tag, name):
-            return at
-        if goes_on:
-            self._current = tag
-            self._mode = _TEXT
-            return self._text(data, at)
-        if special:
-            self._current = tag
-            self._mode = _IDLE_ASKED if name == IDLE else _ANSWER_ASKED
-        return after
-
-    def _begin(self, tag: bytes, name: str) -> bool:
-        """Note a command that waits for its answer. False: it has to wait for another's first."""
-        more = self._more
-        if tag == self._tag or (more is not None and tag in more):
-            # RFC 9051 §2.2.1 wants tags to be unique. One after the other they are, and no answer is ambiguous.
-            self._current = tag
-            self._mode = _ANSWER_ASKED
-            return False
-        if self._tag is None:
-            self._tag = tag
-            self._name = name
-            self._since = self._clock()
-        elif more is None:
-            self._more = {tag: (name, self._clock())}
-        elif len(more) + 1 < MAX_PENDING:
-            more[tag] = (name, self._clock())
-        else:
-            self._current = b""
-            self._mode = _FULL
-            return False
-        return True
-
-    def _text(self, data: bytes, at: int) -> int:
-        """Pass what belongs to the command, up to the end of a line or of a literal."""
-        if self.client_skip:
-            passed = min(self.client_skip, len(data) - at)
-            self.client_skip -= passed
-            return at + passed
-        after = data.find(b"\n", at) + 1
-        if not after:
-            self._keep(data, at)
-            return len(data)
-        size, asks = self._end_of_line(data, at, after)
-        if size < NO_LITERAL:
-            return at
-        if size == NO_LITERAL or (asks and self._current is None):
-            # In the second case the command was answered already: nobody is going to ask for this literal.
-            self._mode = _COMMAND
-            self._current = None
-        elif asks:
-            self._literal = size
-            self._mode = _LITERAL_ASKED
-        else:
-            self.client_skip = size
-        return after
-
-    def _keep(self, data: bytes, at: int) -> None:
-        """Remember an unfinished line that goes on from `at`."""
-        if self._line is None:
-            self._line = LineEnd()
-        self._line.keep(data, at)
-
-    def _end_of_line(self, data: bytes, at: int, after: int) -> tuple[int, bool]:
-        """What literal the line [at, after) announces; less than NO_LITERAL: it is a violation."""
-        line = self._line or LineEnd()
-        self._line = None
-        size, asks = line.literal(data, at, after)
-        if size < NO_LITERAL:
-            self._violated("literal too large" if size == TOO_LARGE else "literal in a quoted string", at)
-        return size, asks
-
-    def _line_in_idle(self, data: bytes, at: int) -> int:
-        """DONE, or a line that a server answers with BAD; either ends IDLE (RFC 9051 §6.3.13)."""
-        after = data.find(b"\n", at, at + LINE_START) + 1
-        if not after:
-            return at if len(data) - at < LINE_START else self._violated("line start too long", at)
-        self._tally.idle(-1)
-        if data[at:after].rstrip(b"\r\n").upper() == b"DONE":
-            self._mode = _COMMAND
-            self._current = None
-        else:
-            self._mode = _ANSWER_ASKED
-        return after
-
-    def _violated(self, violation: str, at: int) -> int:
-        if self._mode == _IDLING:
-            self._tally.idle(-1)
-        self._mode = _ENDED
-        self._current = None
-        self.violation = violation
-        return at
-
-    def swallow(self, data: bytes) -> int | None:
-        """Take the refused command itself, with its literals, so that none of it is read as a command.
-
-        Args:
-            data: Starts at the refused line at first, goes on behind the octets of the last call later.
-        Returns: How many octets the command ends after; `refusal` is None again, and a BAD is due. None: it took all of
-            them and is not complete, or there is a `violation`.
-        """
-        at, end = 0, len(data)
-        while at < end:
-            if self._literal:
-                passed = min(self._literal, end - at)
-                self._literal -= passed
-                at += passed
-                continue
-            after = data.find(b"\n", at) + 1
-            if not after:
-                self._keep(data, at)
-                return None
-            size, asks = self._end_of_line(data, at, after)
-            if size < NO_LITERAL:
-                return None
-            if size == NO_LITERAL or asks:  # who asks waits for the answer, which is BAD
-                self.refusal = None
-                if self._mode == _REFUSED:
-                    self._mode = _COMMAND
-                return after
-            self._literal = size
-            at = after
-        return None
-
     # --- from the backend ---
 
     def from_backend(self, data: bytes) -> None:
@@ -385,11 +150,10 @@ class Observer:
             and 0x0A not in data[:-1]
         ):
             self._tag = None
-            self.commands += 1
             self._tally.finished(self._name, self._clock() - self._since)
             return
         at, end = 0, len(data)
-        while at < end and self._mode != _BLIND:
+        while at < end and self._mode != BLIND:
             at = self._responses(data, at) if self._back is None else self._rest_of_line(data, at)
 
     def _responses(self, data: bytes, at: int) -> int:
@@ -400,7 +164,7 @@ class Observer:
         stop = brace + 3 if brace >= 0 else data.rfind(b"\n", at) + 1
         if stop and (self._tag is not None or self._more is not None):
             self._find_answers(data, at, stop)
-            if self._mode == _BLIND:
+            if self._mode == BLIND:
                 return stop
         if brace < 0:
             stop = max(stop, at)
@@ -453,7 +217,7 @@ class Observer:
     def _expect_literal(self, line: bytes) -> None:
         size = literal_size(line)
         if size == TOO_LARGE:
-            self._go_blind("backend_literal")
+            self._go_blind(_BACKEND_LITERAL)
         elif size >= 0:
             self._back = b""
             self._after_literal = True
@@ -462,12 +226,12 @@ class Observer:
     def _answer(self, data: bytes, at: int) -> None:
         """Take the tagged line or continuation request that starts at `at`."""
         if data[at] == 0x2B:
-            if self._mode == _LITERAL_ASKED:
-                self._mode = _TEXT
+            if self._mode == LITERAL_ASKED:
+                self._mode = TEXT
                 self.client_skip = self._literal
                 self._literal = 0
-            elif self._mode == _IDLE_ASKED:
-                self._mode = _IDLING
+            elif self._mode == IDLE_ASKED:
+                self._mode = IDLING
                 self._tally.idle(1)
             return
         status = data.find(b" ", at, at + LINE_START) + 1
@@ -478,32 +242,33 @@ class Observer:
             name, since = self._name, self._since
         elif more is not None and tag in more:
             name, since = more.pop(tag)
+            if self._tag is None:
+                self._name = name  # of the command answered last, for logged_out
             if not more:
                 self._more = None
         else:
             return  # not asked for, or an empty tag: status is 0
-        self.commands += 1
         self._tally.finished(name, self._clock() - since)
         if tag == self._current:
             self._current_answered(compressed=name == COMPRESS and data[status : status + 2].upper() == b"OK")
-        elif self._mode == _FULL:
-            self._mode = _COMMAND
+        elif self._mode == FULL:
+            self._mode = COMMAND
             self._current = None
 
     def _current_answered(self, *, compressed: bool) -> None:
         self._current = None
-        if self._mode == _IDLING:
+        if self._mode == IDLING:
             self._tally.idle(-1)
         if compressed:
-            self._go_blind("compress")
-        elif self._mode != _TEXT:  # inside a line or a literal the client has to reach its end first
-            self._mode = _COMMAND
+            self._go_blind(_COMPRESSED)
+        elif self._mode != TEXT:  # inside a line or a literal the client has to reach its end first
+            self._mode = COMMAND
             self._literal = 0
 
     def _go_blind(self, reason: str) -> None:
-        if self._mode == _IDLING:
+        if self._mode == IDLING:
             self._tally.idle(-1)
-        self._mode = _BLIND
+        self._mode = BLIND
         self._tag = self._more = self._current = None
         self._back = b""
         self.client_skip = self.backend_skip = 0
@@ -511,9 +276,9 @@ class Observer:
 
     def close(self) -> None:
         """The session ended: take it out of the count of sessions in IDLE."""
-        if self._mode == _IDLING:
+        if self._mode == IDLING:
             self._tally.idle(-1)
-        self._mode = _ENDED
+        self._mode = ENDED
 
 
 def _shortened(line: bytes) -> bytes:

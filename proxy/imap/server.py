@@ -34,6 +34,7 @@ _NO_COMMAND = b"BAD Invalid tag or missing command."
 _NOT_NOW = b"BAD Unknown command, or not allowed before login."
 _BAD_CHARACTER = b"BAD Invalid character."
 _NO_LITERAL = b"BAD Literal not allowed here."
+_BYE_TOO_BIG = b"* BYE [TOOBIG] Literal too large.\r\n"
 _TOO_BIG = b"NO [TOOBIG] Literal too large."
 _UNKNOWN_MECHANISM = b"NO [CANNOT] Unsupported authentication mechanism."
 
@@ -45,14 +46,21 @@ _TLS_HANDSHAKE = b"\x16\x03"  # how a ClientHello begins (RFC 8446 §5.1)
 
 @dataclass(frozen=True, slots=True)
 class DialogueBounds:
-    """How much a client may send before it is logged in. Buffers hold that, and one read more."""
+    """How much a client may send before it is logged in. Buffers hold that, and one read more.
+
+    That holds for a driver that reads where next_event() asks for octets, and not while an offer is pending.
+    """
 
     max_line_bytes: int = 8192  # all text of one command, literals not counted
     max_auth_line_bytes: int = 65536  # a line of AUTHENTICATE: tokens are large
     max_literal_bytes: int = 8192  # all literals of one command
     max_tag_bytes: int = 64
     max_bad_commands: int = 10  # the tenth BAD is followed by BYE
-    max_early_bytes: int = 65536  # behind a login that is still pending
+    max_commands: int = 1000  # of any kind: a client needs about five
+
+
+class _TooBig(ProtocolViolation):
+    """A literal that nobody asked for is larger than may be thrown away (RFC 7888 §4)."""
 
 
 class _ForeignProtocol(ProtocolViolation):
@@ -102,7 +110,7 @@ class PreAuthDialogue:
         self._capability = before_login(secure=secure, starttls=starttls, mechanisms=mechanisms)
         self._reader = Reader()
         self._out = bytearray(responses.greeting(self._capability) if greeting else b"")
-        self._bad_commands = 0
+        self._commands = self._bad_commands = 0
         self._asked_capability = False
         self._offer: _Offer | None = None
         self._refusal = b""  # of the last login, while its mechanism's failure awaits the client's answer
@@ -178,11 +186,6 @@ class PreAuthDialogue:
         """
         return self._reader.held()
 
-    @property
-    def wants_data(self) -> bool:
-        """Whether to go on reading: False while as much waits behind a pending login as may."""
-        return self._offer is None or len(self._reader) < self._bounds.max_early_bytes
-
     def _answer_offer(self) -> _Offer:
         assert self._offer is not None, "no login is pending"
         offer, self._offer = self._offer, None
@@ -197,13 +200,18 @@ class PreAuthDialogue:
             yield Gone()
         except ProtocolViolation as violation:
             self._violation = violation
-            if not isinstance(violation, _ForeignProtocol):
+            if isinstance(violation, _TooBig):
+                self._out += _BYE_TOO_BIG
+            elif not isinstance(violation, _ForeignProtocol):
                 self._out += FAREWELLS[Outcome.PROTOCOL_VIOLATION]
             raise
 
     def _converse(self) -> Generator[ServerEvent | None, None, None]:
         while True:
             command = yield from self._read_command()
+            self._commands += 1
+            if self._commands > self._bounds.max_commands:
+                raise ProtocolViolation("too many commands")
             if command is None:
                 continue
             try:
@@ -232,8 +240,11 @@ class PreAuthDialogue:
         name, space, rest = rest.partition(b" ")
         name = name.upper()
         refusal = None
-        if not name or not is_tag(tag) or len(tag) > self._bounds.max_tag_bytes:
+        if not is_tag(tag) or len(tag) > self._bounds.max_tag_bytes or tag == text:
+            # Not echoed. A single word may be a response that came after its exchange had ended: a secret.
             tag, refusal = b"*", _NO_COMMAND
+        elif not name:
+            refusal = _NO_COMMAND
         elif name not in _COMMANDS:
             refusal = _NOT_NOW
         elif not self._secure and name in _NEED_PRIVACY:
@@ -273,7 +284,7 @@ class PreAuthDialogue:
             literal_bytes += literal.size
             too_big = literal_bytes > self._bounds.max_literal_bytes
             if too_big and not literal.synchronizing:
-                raise ProtocolViolation("literal too large")
+                raise _TooBig("literal too large")
             if refusal is None and literal.binary:
                 refusal = _NO_LITERAL
             if refusal is None and too_big:

@@ -15,7 +15,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, MutableMapping
-from contextvars import ContextVar
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, cast
@@ -37,15 +36,6 @@ _dropped_total = metrics.counter(
     "porter_log_lines_dropped_total",
     "Log lines lost because the log's reader was too slow or gone.",
 )
-
-# One variable that holds an immutable mapping: merging costs one look, where structlog's own looks at every
-# variable of the context. Each bind makes a new mapping, so tasks cannot see one another's values.
-_context: ContextVar[Mapping[str, object]] = ContextVar("porter_log_context", default=MappingProxyType({}))
-
-
-def bind_contextvars(**values: object) -> None:
-    """Put these keys on every later line of this task and of the tasks and threads that it starts."""
-    _context.set({**_context.get(), **values})
 
 
 def _write_to_standard_error(line: bytes) -> None:
@@ -116,13 +106,12 @@ class Log(structlog.BoundLoggerBase):
 
 
 def _render(_logger: object, level: str, event_dict: MutableMapping[str, Any]) -> bytes:
-    """The one structlog processor: event and context → a line. A value that cannot be shown never raises."""
+    """The one structlog processor: event and values → a line. A value that cannot be shown never raises."""
     event = event_dict.pop("event", "")
     try:
         if (error := _exception_of(event_dict.pop("exc_info", None))) is not None:
-            return _render_exception(level, event, event_dict, error)
-        context = _context.get()
-        return _door.render(level, event, {**context, **event_dict} if context else event_dict)
+            event_dict["traceback"] = one_line_traceback(error)
+        return _door.render(level, event, event_dict)
     except Exception as failure:  # a __str__ that raises must not end the session that it tells of
         values = {"line": str(event), "error": type(failure).__name__}
         return _door.render("error", "log.line_failed", values)
@@ -134,10 +123,6 @@ def _exception_of(exc_info: object) -> BaseException | None:
     if isinstance(exc_info, tuple):
         return cast(BaseException | None, exc_info[1])
     return sys.exc_info()[1] if exc_info else None
-
-
-def _render_exception(level: str, event: str, values: Mapping[str, object], error: BaseException) -> bytes:
-    return _door.render(level, event, {**_context.get(), **values, "traceback": one_line_traceback(error)})
 
 
 structlog.configure(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from proxy.observe import metrics
 from proxy.observe.metrics import METRICS, Counter, Gauge, Histogram, add_observations
 
+# As in imap/commands.py, which stands a floor above and is pure: neither may import the other.
 OTHER = "OTHER"
 IDLE = "IDLE"
 

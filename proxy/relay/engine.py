@@ -40,6 +40,8 @@ class Carried(Protocol):
     """What the engine and its owner know of a session."""
 
     @property
+    def id(self) -> str: ...
+    @property
     def at_safe_point(self) -> bool: ...
     def say_goodbye(self, outcome: Outcome) -> None: ...
     def sweep(self, now: float) -> None: ...
@@ -115,13 +117,13 @@ class Engine:
 
     def _failed(self, session: Carried | None) -> None:
         """A bug was met in one session, and ends that session only."""
-        log.exception("relay.failed")
+        log.exception("relay.failed", session_id=session.id if session is not None else "")
         if session is None:
             return
         try:
             session.fail()
         except Exception:
-            log.exception("relay.failed")
+            log.exception("relay.failed", session_id=session.id)
             self.sessions.discard(session)
 
     async def sweep(self) -> None:

@@ -118,7 +118,7 @@ class Relay:
         self._refusals = 0
         self._reply: bytes | None = None  # an answer of ours that waits for those of the backend
         self._blocked = False  # the client is not read until the backend has spoken
-        self._goodbye: Outcome | None = None  # the backend has said BYE itself
+        self._goodbye = False  # the backend's last word was a BYE of its own
         self._client_wants_write = self._backend_wants_write = False  # TLS has to send before it can read on
         self._client_ended = False
         self._last_active = engine.now
@@ -138,6 +138,10 @@ class Relay:
             self._traffic.bytes_from_client += len(early_client)
             self._take(early_client)
         self._pump()
+
+    @property
+    def id(self) -> str:
+        return self.session.id
 
     @property
     def observer(self) -> Observer:
@@ -225,7 +229,7 @@ class Relay:
         else:
             data = bytes(data)
             if count < _SHORT and b"* BYE" in data and observer.between_responses:
-                self._note_goodbye(data)
+                self._goodbye = data.startswith(b"* BYE")
             observer.from_backend(data)
         if self._write_client(data) and self._blocked:
             self._pump()
@@ -239,13 +243,6 @@ class Relay:
             self._client_end()
         else:
             self.end(Outcome.CLIENT_CLOSED)
-
-    def _note_goodbye(self, data: bytes) -> None:
-        """The backend says BYE: by itself, or as the untagged part of its answer to LOGOUT."""
-        at = 0 if data.startswith(b"* BYE") else data.find(b"\n* BYE") + 1
-        if at or data.startswith(b"* BYE"):
-            answered = 0 <= data.find(b"\n", at) < len(data) - 1
-            self._goodbye = Outcome.LOGGED_OUT if answered else Outcome.BACKEND_CLOSED
 
     # --- client to backend ---
 
@@ -397,8 +394,10 @@ class Relay:
 
     def _backend_end(self) -> None:
         """The backend closed, or broke. Nothing of it is left: it is not read while something is kept."""
-        if self._goodbye is not None:
-            self.end(self._goodbye)
+        if self._observer.logged_out:
+            self.end(Outcome.LOGGED_OUT)
+        elif self._goodbye:
+            self.end(Outcome.BACKEND_CLOSED)
         elif self._client_ended:
             self.end(Outcome.CLIENT_CLOSED)
         else:

@@ -21,6 +21,9 @@ SCHEMES: dict[str, tuple[Security, int]] = {
 
 # RFC 1123 §2.1, and `_` because container platforms hand out such names
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+# A name that ends so is read as an IPv4 address by resolvers: 127.1, 0x7f.1 (inet_aton(3)).
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+_ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # RFC 4007 §11; an interface's name on Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,8 @@ def parse_listen_address(value: object) -> Endpoint:
     host, port = _split_port(value, example)
     if port is None:
         raise ValueError(f"the port is missing, {example}")
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        raise ValueError(f"expected an IP address and a port, {example}") from None
+    if not _is_address(host):
+        raise ValueError(f"expected an IP address and a port, {example}")
     return Endpoint(host, port)
 
 
@@ -128,10 +129,8 @@ def _split_port(text: str, example: str) -> tuple[str, int | None]:
         if not bracket or (rest and not rest.startswith(":")):
             raise ValueError(f"expected [address]:port, {example}")
         separator, port = rest[:1], rest[1:]
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError:
-            raise ValueError(f"expected an IPv6 address in the brackets, {example}") from None
+        if ":" not in host or not _is_address(host):
+            raise ValueError(f"expected an IPv6 address in the brackets, {example}")
     else:
         host, separator, port = text.partition(":")
         if ":" in port:
@@ -144,15 +143,26 @@ def _split_port(text: str, example: str) -> tuple[str, int | None]:
 
 
 def _checked_host(host: str, example: str) -> str:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        if not host.isascii():
-            raise ValueError("write the host's name in its ASCII form (xn--…)") from None
-        if not _is_name(host) or host.rpartition(".")[2].isdigit():
-            raise ValueError(f"expected a host's name or IP address, {example}") from None
+    """An address, or a name in the form that DNS and TLS take as it is: whoever connects converts nothing."""
+    if _is_address(host):
+        return host
+    if not host.isascii():
+        raise ValueError("write the host's name in its ASCII form (xn--…)")
+    if not _is_name(host) or _NUMBER.fullmatch(host.rpartition(".")[2]):
+        raise ValueError(f"expected a host's name or IP address, {example}")
     return host
 
 
+def _is_address(text: str) -> bool:
+    """Whether this is an IP address; ipaddress itself takes any text at all for a zone (fe80::1%eth0)."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    _, percent, zone = text.partition("%")
+    return not percent or _ZONE.fullmatch(zone) is not None
+
+
 def _is_name(name: str) -> bool:
+    """Whether every label is one: none is empty, and none longer than 63 octets (RFC 1035 §2.3.4)."""
     return len(name) <= 253 and all(_LABEL.fullmatch(label) for label in name.split("."))

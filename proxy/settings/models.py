@@ -2,268 +2,53 @@
 
 A field's description, default and `takes_hold` are what docs/settings.md, the JSON Schema and `imap-porter check` show.
 What concerns more than one section is checked in `checks.py`; how values are spelled stands in `values.py`.
+Every section can be had from here; those of the two sides are written in `client_models.py` and `backend_models.py`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from proxy.model import Endpoint
-from proxy.settings.addresses import Security
-from proxy.settings.values import (
-    BackendUrl,
-    Domain,
-    Duration,
-    ExistingFile,
-    ListenAddress,
-    LoginName,
-    Network,
-    SecretValue,
-    Separator,
-    ServerName,
-    Version,
-    Workers,
-    duration,
+from proxy.settings.backend_models import BackendLogin, Backends, BackendTls, Routing, Server
+from proxy.settings.client_models import (
+    BackendIdentity,
+    Certificate,
+    FileIdentity,
+    IdentitySource,
+    Listener,
+    Names,
+    Tls,
 )
+from proxy.settings.section import LIVE, NEW_SESSIONS, RESTART, Section
+from proxy.settings.values import Duration, ListenAddress, Version, Workers, duration
 
-LIVE: Final[dict[str, Any]] = {"takes_hold": "live"}
-NEW_SESSIONS: Final[dict[str, Any]] = {"takes_hold": "new sessions"}
-RESTART: Final[dict[str, Any]] = {"takes_hold": "restart"}
-
-
-def misplaced(key: str, problem: str) -> PydanticCustomError:
-    """The error of a validator that looks at several keys of a section and blames one of them."""
-    return PydanticCustomError("misplaced", "{problem}", {"key": key, "problem": problem})
-
-
-class Section(BaseModel):
-    """A mapping of known keys; unknown ones are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=False)
-
-
-class Listener(Section):
-    """One address where clients arrive."""
-
-    address: ListenAddress = Field(
-        description='IP address and port; "[::]:993" listens on every address, IPv4 included.',
-        examples=["[::]:993", "127.0.0.1:1143"],
-        json_schema_extra=RESTART,
-    )
-    tls: Literal["implicit", "starttls", "none"] = Field(
-        description="`implicit`: TLS from the first octet (imaps, port 993). `starttls`: login only after STARTTLS "
-        "(port 143). `none`: no TLS at all, only together with `trusted_networks`.",
-        examples=["implicit"],
-        json_schema_extra=RESTART,
-    )
-    trusted_networks: Annotated[tuple[Network, ...], Field(strict=False)] = Field(
-        default=(),
-        description="Only with `tls: none`, and required there: clients from elsewhere are refused.",
-        json_schema_extra=NEW_SESSIONS,
-    )
-
-    @model_validator(mode="after")
-    def _plain_only_for_trusted(self) -> Listener:
-        if self.tls == "none" and not self.trusted_networks:
-            raise misplaced("tls", 'none needs trusted_networks, e.g. ["127.0.0.0/8"]; passwords pass in clear here')
-        if self.tls != "none" and self.trusted_networks:
-            raise misplaced("trusted_networks", f"belongs to tls: none; with tls: {self.tls} everyone may connect")
-        return self
-
-
-class Certificate(Section):
-    """A certificate with its key, both in PEM form."""
-
-    certificate: ExistingFile = Field(
-        description="The server's certificate, followed by the intermediate ones; it must fit the key.",
-        examples=["tls.crt"],
-        json_schema_extra=LIVE,
-    )
-    private_key: ExistingFile = Field(
-        description="The key of the certificate, not encrypted.", examples=["tls.key"], json_schema_extra=LIVE
-    )
-
-
-class Tls(Section):
-    """TLS towards clients. Required when a listener uses it."""
-
-    certificates: Annotated[tuple[Certificate, ...], Field(strict=False)] = Field(
-        default=(),
-        description="Chosen by the name the client asks for (SNI); the first is the default.",
-        json_schema_extra=LIVE,
-    )
-    minimum_version: Literal["1.2", "1.3"] = Field(
-        default="1.2", description="The oldest TLS version spoken, in quotes.", json_schema_extra=RESTART
-    )
-
-
-class Names(Section):
-    """How the name a client logs in with becomes the canonical name: the one for hash, limits, logs and backend."""
-
-    lowercase: bool = Field(
-        default=True, description="Whether `Ann` and `ann` are one account.", json_schema_extra=NEW_SESSIONS
-    )
-    default_domain: Domain | None = Field(
-        default=None,
-        description="Appended as `@domain` to names that have none; null: they stay as they are.",
-        examples=["example.org"],
-        json_schema_extra=NEW_SESSIONS,
-    )
-    master_separator: Separator = Field(
-        default="*",
-        description="A name that contains it is refused: backends read `name*master` as a login as somebody else. With "
-        "`backends.login.method: master` it is the same as `backends.login.separator`.",
-        json_schema_extra=NEW_SESSIONS,
-    )
-
-
-class FileIdentity(Section):
-    """Names and password hashes from a YAML file."""
-
-    path: ExistingFile = Field(
-        description="The users file: `name: {hash: ...}`, hashes from `imap-porter hash-password`.",
-        examples=["users.yaml"],
-        json_schema_extra=NEW_SESSIONS,
-    )
-
-
-class BackendIdentity(Section):
-    """The user's credentials are passed on and the backend decides. It has no keys: `backend: {}`."""
-
-
-class IdentitySource(Section):
-    """One of the sources that know who a client is: a mapping with exactly one key."""
-
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
-
-    file: FileIdentity | None = Field(
-        default=None, description="Names and hashes from a file.", json_schema_extra=NEW_SESSIONS
-    )
-    backend: BackendIdentity | None = Field(
-        default=None,
-        description="The backend decides: `backend: {}`. Only as the last source and only with `backends.login.method: "
-        "password`; with any other method the backend never sees the user's password.",
-        json_schema_extra=NEW_SESSIONS,
-    )
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> IdentitySource:
-        if len([source for source in (self.file, self.backend) if source is not None]) != 1:
-            raise ValueError("expected exactly one source here: file: {path: users.yaml} or backend: {}")
-        return self
-
-
-class Routing(Section):
-    """Which backend is whose: weighted rendezvous hashing, the same in every proxy."""
-
-    hash: Literal["name", "domain"] = Field(
-        default="name",
-        description="What is hashed: the canonical name, or only its domain, so that a domain shares one backend.",
-        json_schema_extra=NEW_SESSIONS,
-    )
-
-
-class Server(Section):
-    """One backend."""
-
-    name: ServerName = Field(
-        description="Unique; it takes part in the hash (a new name moves users) and labels metrics and logs.",
-        examples=["dovecot-1"],
-        json_schema_extra=NEW_SESSIONS,
-    )
-    url: BackendUrl = Field(
-        description="`imaps://` (port 993), `imap+starttls://` (143) or `imap://` (143, no TLS), then host and port.",
-        examples=["imaps://10.0.0.11:993"],
-        json_schema_extra=NEW_SESSIONS,
-    )
-    weight: int = Field(
-        default=1,
-        ge=0,
-        le=1000,
-        description="Its share of the users, relative to the others; 0: no one by hash.",
-        json_schema_extra=NEW_SESSIONS,
-    )
-
-    @property
-    def security(self) -> Security:
-        """none, tls or starttls."""
-        return self.url.security
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return self.url.endpoint
-
-
-class BackendTls(Section):
-    """TLS towards backends."""
-
-    ca: ExistingFile | None = Field(
-        default=None,
-        description="Certificates (PEM) that backends' certificates must descend from; null: those of the system.",
-        examples=["ca.pem"],
-        json_schema_extra=NEW_SESSIONS,
-    )
-    verify: bool = Field(
-        default=True,
-        description="Whether a backend's certificate is verified, by the host in its URL. false: anyone on the way can "
-        "read the passwords.",
-        json_schema_extra=NEW_SESSIONS,
-    )
-
-
-class BackendLogin(Section):
-    """How the proxy logs in to a backend on behalf of a user."""
-
-    method: Literal["password", "master", "authzid"] = Field(
-        default="password",
-        description="`password`: with the user's own password. `master`: as `user*name` with porter's password. "
-        "`authzid`: SASL PLAIN with the user as authorization identity and porter's name and password (RFC 4616).",
-        json_schema_extra=NEW_SESSIONS,
-    )
-    name: LoginName | None = Field(
-        default=None,
-        description="The master user's name; required with `master` and `authzid`.",
-        examples=["porter"],
-        json_schema_extra=NEW_SESSIONS,
-    )
-    password: SecretValue | None = Field(
-        default=None,
-        description="The master user's password; required with `master` and `authzid`.",
-        examples=[{"file": "/run/secrets/master"}],
-        json_schema_extra=NEW_SESSIONS,
-    )
-    separator: Separator = Field(
-        default="*",
-        description="What stands between user and master in `user*name`; used with `master` alone.",
-        json_schema_extra=NEW_SESSIONS,
-    )
-
-    @model_validator(mode="after")
-    def _master_has_credentials(self) -> BackendLogin:
-        for key, value in (("name", self.name), ("password", self.password)):
-            if self.method == "password" and value is not None:
-                raise misplaced(key, "belongs to method: master or authzid, which is not set")
-            if self.method != "password" and value is None:
-                raise misplaced("method", f"{self.method} needs name and password of the master user")
-        return self
-
-
-class Backends(Section):
-    """The IMAP servers behind the proxy."""
-
-    servers: Annotated[tuple[Server, ...], Field(strict=False)] = Field(
-        min_length=1,
-        description="Every backend, once.",
-        examples=[[{"name": "dovecot-1", "url": "imaps://10.0.0.11:993"}]],
-        json_schema_extra=NEW_SESSIONS,
-    )
-    tls: BackendTls = Field(default=BackendTls(), description="TLS towards backends.", json_schema_extra=NEW_SESSIONS)
-    login: BackendLogin = Field(
-        default=BackendLogin(), description="How the proxy logs in to backends.", json_schema_extra=NEW_SESSIONS
-    )
+__all__ = [
+    "LIVE",
+    "NEW_SESSIONS",
+    "RESTART",
+    "Admin",
+    "BackendIdentity",
+    "BackendLogin",
+    "BackendTls",
+    "Backends",
+    "Certificate",
+    "FileIdentity",
+    "IdentitySource",
+    "Limits",
+    "Listener",
+    "Log",
+    "Metrics",
+    "Names",
+    "Relay",
+    "Routing",
+    "Section",
+    "Server",
+    "Settings",
+    "Timeouts",
+    "Tls",
+]
 
 
 class Limits(Section):
@@ -339,7 +124,8 @@ class Relay(Section):
     compress: Literal["allow", "refuse"] = Field(
         default="allow",
         description="COMPRESS (RFC 4978) between client and backend. `refuse`: it is neither offered nor let through, "
-        "so that commands stay observable.",
+        "so that commands stay observable. `allow`: so too at a backend that lists UNAUTHENTICATE (RFC 8437) or does "
+        "not tell its capabilities, where a client could log in anew inside the compressed stream, unseen.",
         json_schema_extra=NEW_SESSIONS,
     )
 

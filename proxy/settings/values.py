@@ -146,7 +146,7 @@ Workers = Annotated[
 Duration = Annotated[float, duration()]
 ListenAddress = Annotated[
     Endpoint,
-    _text("address:port", addresses.parse_listen_address, pattern=r"^(\[[0-9A-Fa-f:.%a-z]+\]|[0-9.]+):[0-9]{1,5}$"),
+    _text("address:port", addresses.parse_listen_address, pattern=r"^(\[[0-9A-Za-z:.%_-]+\]|[0-9.]+):[0-9]{1,5}$"),
 ]
 BackendUrl = Annotated[
     addresses.BackendUrl,

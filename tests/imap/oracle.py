@@ -70,7 +70,6 @@ class Oracle:
         self.tally, self.clock, self.refused, self.max_pending = tally, clock, refused, max_pending
         self.refusal: Refusal | None = None
         self.violation: str | None = None
-        self.commands = 0
         self.blind = False
         self.waiting = False
         self.pending: dict[bytes, tuple[str, float]] = {}
@@ -192,8 +191,10 @@ class Oracle:
             if not complete and not (valid and re.match(rb"\S+\s+\S+\s", line)):
                 yield from self.violate("line start too long")
             name = name_of(words)
-            literal = complete and announced(line) is not None
-            misplaced = name in ("IDLE", "COMPRESS") and (literal or not complete)
+            header = announced(line) if complete else None
+            misplaced = name in ("IDLE", "COMPRESS") and (header is not None or not complete)
+            if name == OTHER and header is not None and without_end(line).endswith(b"+}"):
+                misplaced = True
             if not words:
                 self.passed += len(line)
                 return
@@ -218,9 +219,9 @@ class Oracle:
             self.passed += len(line)
             yield from self.answered(tag)
         else:
-            yield from self.arguments(tag)
+            yield from self.arguments(tag, name)
 
-    def arguments(self, tag: bytes) -> Steps:
+    def arguments(self, tag: bytes, name: str) -> Steps:
         self.mid_command = True
         while True:
             started = self.passed  # where in the present chunk this part of the line begins
@@ -249,6 +250,9 @@ class Oracle:
             elif ends_in_quoted_string(without_end(line)):
                 self.passed = started
                 yield from self.violate("literal in a quoted string")
+            elif name == OTHER:
+                self.passed = started
+                yield from self.violate("literal of an unknown command")
             self.client_skip = size
             while self.client_skip:
                 yield from self.next_octet()
@@ -337,7 +341,6 @@ class Oracle:
         if not space or tag not in self.pending:
             return
         name, since = self.pending.pop(tag)
-        self.commands += 1
         self.tally.finished(name, self.clock() - since)
         if tag == self.idling:
             self.end_idle()
@@ -421,4 +424,4 @@ class Carrier:
         seen = self.observer
         places = (len(self.forwarded), len(self.held), seen.client_skip, seen.backend_skip)
         flags = (seen.state, seen.between_responses, seen.waiting, seen.violation, seen.refusal)
-        self.seen.append((*places, *flags, seen.commands, len(self.tally.told)))
+        self.seen.append((*places, *flags, len(self.tally.told)))

@@ -45,7 +45,6 @@ LOGINS = st.builds(
     authorization_identity=st.sampled_from(["", "bob"]),
     starttls=st.booleans(),
     id_fields=st.sampled_from([(), (("name", "x"),)]),
-    mechanism=st.sampled_from([None, "PLAIN", "X"]),
 )
 
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from proxy.imap import observer as room
+from proxy.imap import command_stream as room
+from proxy.imap.commands import COMMANDS
 from proxy.imap.observer import Observer, State
 from tests.imap.oracle import Carrier, Oracle, ends_in_quoted_string, without_end
 
@@ -343,5 +344,5 @@ def test_no_refused_command_is_ever_executed(sent: list[bytes], seed: int) -> No
     observer = carrier.observer
     assert observer.state is not State.BLIND
     assert observer.between_responses
-    assert observer.commands == backend.answered
+    assert sum(what in COMMANDS for what, _ in carrier.tally.told) == backend.answered
     assert observer.violation is not None or not observer.waiting

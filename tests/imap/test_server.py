@@ -20,6 +20,8 @@ from proxy.sasl.plain import Plain
 BOUNDS = DialogueBounds()
 BYE = FAREWELLS[Outcome.PROTOCOL_VIOLATION]
 READY = b"+ Ready for literal data\r\n"
+BYE_TOO_BIG = b"* BYE [TOOBIG] Literal too large.\r\n"
+BAD_TAGGED = b"a BAD Invalid tag or missing command.\r\n"
 BAD_TAG = b"* BAD Invalid tag or missing command.\r\n"
 NOT_NOW = b"BAD Unknown command, or not allowed before login.\r\n"
 PRIVACY = b"NO [PRIVACYREQUIRED] TLS is required to authenticate.\r\n"
@@ -105,13 +107,13 @@ CASES = [
     # arguments where none belong
     ("noop, argument", b"a NOOP x\r\n", [], b"a " + TOO_MANY),
     ("noop, trailing space", b"a NOOP \r\n", [], b"a " + TOO_MANY),
-    ("noop, two spaces", b"a  NOOP\r\n", [], BAD_TAG),
+    ("noop, two spaces", b"a  NOOP\r\n", [], BAD_TAGGED),
     ("capability, argument", b"a CAPABILITY x\r\n", [], b"a " + TOO_MANY),
     ("logout, argument", b"a LOGOUT x\r\n", [], b"a " + TOO_MANY),
     # tags
     ("empty line", b"\r\n", [], BAD_TAG),
     ("no command", b"a\r\n", [], BAD_TAG),
-    ("no command, space", b"a \r\n", [], BAD_TAG),
+    ("no command, space", b"a \r\n", [], BAD_TAGGED),
     ("no tag", b" NOOP\r\n", [], BAD_TAG),
     ("tag +", b"+ NOOP\r\n", [], BAD_TAG),
     ("tag *", b"* NOOP\r\n", [], BAD_TAG),
@@ -179,7 +181,7 @@ CASES = [
     ("literal of noop, not waiting", b"a NOOP {8+}\r\nb NOOP\r\n\r\n", [], b"a " + NO_LITERAL),
     ("literal of authenticate", b"a AUTHENTICATE {5}\r\n", [], b"a " + NO_LITERAL),
     ("literal of select, not waiting", b"a SELECT {8+}\r\nb NOOP\r\n\r\n", [], b"a " + NOT_NOW),
-    ("literal as command", b"a {8+}\r\nb NOOP\r\n\r\n", [], BAD_TAG),
+    ("literal as command", b"a {8+}\r\nb NOOP\r\n\r\n", [], BAD_TAGGED),
     ("literal as tag", b"{8+}\r\nb NOOP\r\n NOOP\r\n", [], BAD_TAG),
     ("refused literal, then one that waits", b"a SELECT {8+}\r\nb NOOP\r\n {5}\r\nc NOOP\r\n", [],
      b"a " + NOT_NOW + b"c OK NOOP completed.\r\n"),
@@ -191,10 +193,10 @@ CASES = [
     ("too large literal", b"a LOGIN ann {8193}\r\nb NOOP\r\n", [], b"a " + TOO_BIG + b"b OK NOOP completed.\r\n"),
     ("too large in sum", b"a LOGIN {8000+}\r\n" + b"n" * 8000 + b" {193}\r\nb NOOP\r\n", [], b"a " + TOO_BIG
      + b"b OK NOOP completed.\r\n"),
-    ("too large, not waiting", b"a LOGIN ann {8193+}\r\nb NOOP\r\n", [ProtocolViolation], BYE),
-    ("too large, not waiting, unknown command", b"a SELECT {8193+}\r\nb NOOP\r\n", [ProtocolViolation], BYE),
+    ("too large, not waiting", b"a LOGIN ann {8193+}\r\nb NOOP\r\n", [ProtocolViolation], BYE_TOO_BIG),
+    ("too large, not waiting, unknown command", b"a SELECT {8193+}\r\nb NOOP\r\n", [ProtocolViolation], BYE_TOO_BIG),
     ("huge literal", b"a LOGIN ann {" + b"9" * 5000 + b"}\r\n", [], b"a " + TOO_BIG),
-    ("huge literal, not waiting", b"a LOGIN ann {" + b"9" * 5000 + b"+}\r\n", [ProtocolViolation], BYE),
+    ("huge literal, not waiting", b"a LOGIN ann {" + b"9" * 5000 + b"+}\r\n", [ProtocolViolation], BYE_TOO_BIG),
     ("line too long", b"a LOGIN ann " + b"p" * 8181, [ProtocolViolation], BYE),
     ("line without an end", b"x" * 8193, [ProtocolViolation], BYE),
     ("text too long in sum", b"a LOGIN " + b"{0+}\r\n" * 2100, [ProtocolViolation], BYE),
@@ -284,7 +286,7 @@ CLEAR_CASES = [
     ("login, both kinds", b"a LOGIN {8+}\r\nb NOOP\r\n {2}\r\nc NOOP\r\n", [], b"a " + PRIVACY
      + b"c OK NOOP completed.\r\n"),
     ("login, too large literal", b"a LOGIN {8193}\r\n", [], b"a " + PRIVACY),
-    ("login, too large literal not waiting", b"a LOGIN {8193+}\r\n", [ProtocolViolation], BYE),
+    ("login, too large literal not waiting", b"a LOGIN {8193+}\r\n", [ProtocolViolation], BYE_TOO_BIG),
     ("login is not counted", b"a LOGIN ann pw\r\n" * 20, [], (b"a " + PRIVACY) * 20),
     ("authenticate", b"a AUTHENTICATE PLAIN\r\nb NOOP\r\n", [], b"a " + PRIVACY + b"b OK NOOP completed.\r\n"),
     ("authenticate, initial response", b"a AUTHENTICATE PLAIN AGFubgBwdw==\r\n", [], b"a " + PRIVACY),
@@ -488,18 +490,13 @@ def test_a_violation_stays_one():
     assert broken.data_to_send() == BYE
 
 
-def test_reading_stops_while_much_waits_behind_a_pending_login():
+def test_what_waits_behind_a_pending_login_is_parsed_once_it_is_refused():
     pending = dialogue()
-    pending.receive_data(b"a LOGIN ann pw\r\n")
-    assert pending.wants_data
-    pending.next_event()
-    pending.receive_data(b"b NOOP\r\n" * 8191)
-    assert pending.wants_data
-    pending.receive_data(b"b NOOP\r\n")
-    assert not pending.wants_data
+    pending.receive_data(b"a LOGIN ann pw\r\n" + b"b NOOP\r\n" * 900)
+    assert pending.next_event() == ANN
     assert pending.next_event() is None
+    assert len(pending.trailing_data) == len(b"b NOOP\r\n" * 900)
     pending.reject(Outcome.AUTHENTICATION_FAILED)
-    assert pending.wants_data
     assert pending.next_event() is None
     assert pending.trailing_data == b""
 
@@ -527,3 +524,10 @@ def test_the_bounds_are_the_callers():
     with pytest.raises(ProtocolViolation, match=r"^too many bad commands$"):
         bounded.next_event()
     assert bounded.data_to_send() == BAD_TAG + BYE
+
+
+def test_commands_without_end_end_the_connection():
+    events, sent, _ = converse([b"a NOOP\r\n" * 1001])
+    assert events == [ProtocolViolation]
+    assert sent.count(b"a OK ") == 1000
+    assert sent.endswith(BYE)

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import structlog
-import trio
 
 from proxy.observe import log as observe_log
-from proxy.observe.log import bind_contextvars, get_logger, set_level
+from proxy.observe.log import get_logger, set_level
 from proxy.outcome import Outcome, Refused
 
 log = get_logger()
@@ -193,30 +192,6 @@ def test_a_value_that_cannot_be_shown_raises_nothing(record: Any) -> None:
     log.info("session.closed", detail=Broken())
     (line,) = recording.objects()
     assert (line["event"], line["line"], line["error"]) == ("log.line_failed", "session.closed", "RuntimeError")
-
-
-async def test_bound_values_reach_child_tasks_and_threads_and_no_sibling(record: Any) -> None:
-    recording = record()
-
-    async def session(number: int) -> None:
-        bind_contextvars(session_id=number)
-        await trio.lowlevel.checkpoint()
-        log.info("session.task")
-        await trio.to_thread.run_sync(lambda: log.info("session.thread", extra=number))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(session, 1)
-        nursery.start_soon(session, 2)
-    log.info("worker.stopped")
-    lines = recording.objects()
-    assert sorted((line["event"], line["session_id"]) for line in lines[:-1]) == [
-        ("session.task", 1),
-        ("session.task", 2),
-        ("session.thread", 1),
-        ("session.thread", 2),
-    ]
-    assert all(line.get("extra", line["session_id"]) == line["session_id"] for line in lines[:-1])
-    assert "session_id" not in lines[-1]
 
 
 def test_levels_can_change_while_running(record: Any) -> None:

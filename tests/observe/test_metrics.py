@@ -182,7 +182,12 @@ def test_a_login_story_in_metrics() -> None:
         ("porter_backend_up", "dovecot-1"): -1,
         ("porter_event_loop_delay_seconds_count",): 1,
     }
-    session.backend_failed("dovecot-1", Outcome.AUTHENTICATION_FAILED, "login")
-    assert samples(METRICS)["porter_backend_up", (("backend", "dovecot-1"),)] == 0
+    up = ("porter_backend_up", (("backend", "dovecot-1"),))
+    session.backend_failed("dovecot-1", Outcome.UNAVAILABLE, "login")  # one user's trouble tells nothing of the others
+    assert samples(METRICS)[up] == 0
+    session.backend_failed("dovecot-1", Outcome.AUTHENTICATION_FAILED, "login")  # it has looked and said no
+    assert samples(METRICS)[up] == 1
+    session.backend_failed("dovecot-1", Outcome.UNAVAILABLE, "connect")
+    assert samples(METRICS)[up] == 0
     session.backend_answered("dovecot-1")
-    assert samples(METRICS)["porter_backend_up", (("backend", "dovecot-1"),)] == 1
+    assert samples(METRICS)[up] == 1

@@ -193,6 +193,25 @@ async def test_a_command_that_ended_with_login_is_answered_here(splice: Splicer,
     assert await wire.backend.exactly(8) == b"y NOOP\r\n"
 
 
+async def test_a_literal_of_a_command_that_nobody_knows_hides_nothing(splice: Splicer) -> None:
+    wire = splice()
+    await wire.client.send_all(b"a FOO {21+}\r\nb COMPRESS DEFLATE\r\n\r\nc NOOP\r\n")
+    assert (await wire.client.receive()).startswith(b"a BAD ")
+    assert await wire.backend.exactly(8) == b"c NOOP\r\n"
+
+
+async def test_a_pipelined_logout_needs_no_second_farewell(splice: Splicer) -> None:
+    wire = splice()
+    await wire.client.send_all(b"a NOOP\r\nb LOGOUT\r\n")
+    await wire.backend.exactly(18)
+    answer = b"* 1 EXISTS\r\n" * 100 + b"a OK\r\n* BYE Logging out\r\nb OK Logout completed.\r\n"
+    await wire.backend.send_all(answer)
+    wire.backend.close()
+    assert await wire.client.exactly(len(answer)) == answer
+    assert await wire.client.receive() == b""
+    assert wire.ended == [Outcome.LOGGED_OUT]
+
+
 async def test_a_refusal_waits_for_the_answers_before_it(splice: Splicer) -> None:
     wire = splice()
     await wire.client.send_all(b"a NOOP\r\nb LOGIN {3+}\r\nfoo {3+}\r\nbar\r\nc NOOP\r\n")
@@ -271,6 +290,7 @@ async def test_a_farewell_of_the_backend_is_the_only_one(splice: Splicer) -> Non
     wire.backend.close()
     assert await wire.client.exactly(36) == b"* BYE Disconnected for inactivity.\r\n"
     assert await wire.client.receive() == b""
+    assert wire.ended == [Outcome.BACKEND_CLOSED]
 
 
 async def test_a_silent_session_is_ended(splice: Splicer) -> None:

@@ -12,6 +12,9 @@ from proxy.settings.loader import load
 from proxy.settings.mistakes import SettingsError
 from proxy.settings.models import Settings
 
+# argon2id of a password that nobody knows
+HASH = "$argon2id$v=19$m=65536,t=3,p=4$HkA/zSL2W0qjZNjG7qMXMw$3/9eBlhXj8hzpHI6P6TwKBVfjUyj+v7TJmpMROiHq5Q"
+
 MINIMAL = """\
 version: 1
 listeners:
@@ -44,7 +47,7 @@ def folder(pki: Path, tmp_path: Path) -> Path:
     """A folder of its own for each test."""
     for file in pki.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "users.yaml").write_text("ann@example.org: {hash: x}\n")
+    (tmp_path / "users.yaml").write_text(f'ann@example.org: {{hash: "{HASH}"}}\n')
     (tmp_path / "master.password").write_bytes(b"s3cret\r\nsecond line\n")
     return tmp_path
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.model import Endpoint
 from proxy.settings.addresses import parse_backend_url, parse_domain, parse_listen_address, parse_network
@@ -13,6 +15,7 @@ LISTEN = [
     ("0.0.0.0:65535", Endpoint("0.0.0.0", 65535)),
     ("[2001:db8::1]:143", Endpoint("2001:db8::1", 143)),
     ("127.0.0.1:0", Endpoint("127.0.0.1", 0)),
+    ("[fe80::1%eth0]:993", Endpoint("fe80::1%eth0", 993)),
 ]
 
 
@@ -42,6 +45,8 @@ LISTEN_MISTAKES: list[tuple[object, str]] = [
     ("127.0.0.1:²", "expected a port between 0 and 65535"),
     ("127.0.0.1:999999999999", "expected a port between 0 and 65535"),
     ("1.2.3:993", "expected an IP address and a port"),
+    ("[fe80::1%é]:993", "expected an IPv6 address in the brackets"),
+    ("[fe80::1%]:993", "expected an IPv6 address in the brackets"),
 ]
 
 
@@ -59,6 +64,9 @@ URLS = [
     ("imaps://[2001:db8::1]", "tls", Endpoint("2001:db8::1", 993)),
     ("imap://[::1]:1143", "none", Endpoint("::1", 1143)),
     ("imap://dovecot_1", "none", Endpoint("dovecot_1", 143)),
+    ("imap://[fe80::1%eth0.2]", "none", Endpoint("fe80::1%eth0.2", 143)),
+    ("imaps://xn--bcher-kva.example", "tls", Endpoint("xn--bcher-kva.example", 993)),
+    ("imaps://" + "a" * 63 + ".example", "tls", Endpoint("a" * 63 + ".example", 993)),
 ]
 
 
@@ -80,7 +88,18 @@ URL_MISTAKES: list[tuple[object, str]] = [
     ("imaps://a b", "expected a host's name or IP address"),
     ("imaps://a..b", "expected a host's name or IP address"),
     ("imaps://-a", "expected a host's name or IP address"),
+    ("imaps://a-", "expected a host's name or IP address"),
+    ("imaps://.a", "expected a host's name or IP address"),
+    ("imaps://a.", "expected a host's name or IP address"),
+    ("imaps://a\n", "expected a host's name or IP address"),
     ("imaps://999.1.1.1", "expected a host's name or IP address"),
+    ("imaps://127.1", "expected a host's name or IP address"),
+    ("imaps://0x7f.1", "expected a host's name or IP address"),
+    ("imaps://127.0x1", "expected a host's name or IP address"),
+    ("imaps://127.0.0.1%eth0", "expected a host's name or IP address"),
+    ("imaps://[fe80::1%é]", "expected an IPv6 address in the brackets"),
+    ("imaps://[fe80::1%a b]", "expected an IPv6 address in the brackets"),
+    ("imaps://[127.0.0.1]", "expected an IPv6 address in the brackets"),
     ("imaps://" + "a" * 64, "expected a host's name or IP address"),
     ("imaps://" + "a." * 127 + "a", "expected a host's name or IP address"),
     ("imaps://post.bücher.example", "in its ASCII form"),
@@ -96,6 +115,16 @@ URL_MISTAKES: list[tuple[object, str]] = [
 def test_backend_url_mistake(value: object, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         parse_backend_url(value)
+
+
+@given(st.text(st.sampled_from("aB-_.x0:%[]é\u2024\n"), max_size=70) | st.text(max_size=70))
+def test_whatever_host_is_taken_can_be_connected_to(host: str) -> None:
+    try:
+        url = parse_backend_url(f"imaps://{host}")
+    except ValueError:
+        return
+    assert url.host.isascii()
+    assert url.host.encode("idna") == url.host.encode("ascii")
 
 
 def test_a_url_with_a_password_is_refused_and_not_repeated() -> None:

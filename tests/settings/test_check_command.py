@@ -89,6 +89,26 @@ def test_mistakes_as_json(bad: Path, capsys: pytest.CaptureFixture[str]) -> None
     }
 
 
+def test_mistakes_of_a_users_file(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    users = good.with_name("users.yaml")
+    users.write_text(users.read_text() + "bob@example.org:\n  hash: x\n  backend: dovecot-9\n")
+    assert check(good, False) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        f"{users}:3: bob@example.org.hash: not an argon2id hash; `imap-porter hash-password` makes one",
+        f'{users}:4: bob@example.org.backend: no such backend: "dovecot-9"; backends.servers has dovecot-1',
+        "2 mistakes",
+    ]
+    assert check(good, True) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"] is False
+    assert [(each["file"], each["line"], each["key"]) for each in document["mistakes"]] == [
+        (str(users), 3, "bob@example.org.hash"),
+        (str(users), 4, "bob@example.org.backend"),
+    ]
+
+
 @pytest.mark.parametrize(("days", "words"), [(-2, "ended "), (5, "in 4 days"), (90, "in 89 days")])
 def test_end_of_a_certificate(good: Path, capsys: pytest.CaptureFixture[str], days: int, words: str) -> None:
     now = datetime.now(UTC)

@@ -1,0 +1,62 @@
+"""The commands of the proxy's own login at a backend, put together: LOGIN, AUTHENTICATE PLAIN, ID."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Set
+
+from proxy.imap.grammar import MAX_ID_FIELD_BYTES, MAX_ID_PAIRS, MAX_ID_VALUE_BYTES, is_quotable, quote
+
+MAX_LITERAL_MINUS_BYTES = 4096  # RFC 7888 §5: the longest non-synchronizing literal with LITERAL-
+
+# For bytes.translate(): all but printable ASCII becomes "?".
+PRINTABLE = bytes(octet if 0x20 <= octet < 0x7F else ord("?") for octet in range(256))
+
+
+def is_sayable(name: str) -> bool:
+    """Whether a name has no CR, LF or NUL and can be written in UTF-8, which lone surrogates cannot."""
+    return name.isprintable() or not any(c in "\r\n\0" or "\ud800" <= c <= "\udfff" for c in name)
+
+
+def login_command(name: bytes, secret: bytes, offered: Set[bytes]) -> list[bytes]:
+    """LOGIN without its tag, in the pieces that each wait for a continuation request but the first."""
+    longest = MAX_LITERAL_MINUS_BYTES if b"LITERAL-" in offered else 0
+    if b"LITERAL+" in offered:
+        longest = max(len(name), len(secret))
+    pieces = [b"LOGIN "]
+    _add_string(pieces, name, longest)
+    pieces[-1] += b" "
+    _add_string(pieces, secret, longest)
+    return pieces
+
+
+def authenticate_plain(response: bytes, *, initial_response: bool) -> list[bytes]:
+    """AUTHENTICATE PLAIN in such pieces; its response goes along where that is allowed (SASL-IR, RFC 4959)."""
+    return [b"AUTHENTICATE PLAIN " + response] if initial_response else [b"AUTHENTICATE PLAIN", response]
+
+
+def plain_response(authorization_identity: str, authentication_identity: str, secret: bytes) -> bytes:
+    """The one message of PLAIN, in base64 (RFC 4616 §2)."""
+    names = f"{authorization_identity}\0{authentication_identity}\0"
+    return b64encode(names.encode("utf-8", "replace") + secret)
+
+
+def id_command(fields: tuple[tuple[str, str], ...]) -> bytes:
+    """ID within the bounds of RFC 2971 §3.3; an empty value is NIL."""
+    parameters = []
+    for name, value in fields[:MAX_ID_PAIRS]:
+        parameters.append(quote(name.encode("ascii", "replace")[:MAX_ID_FIELD_BYTES].translate(PRINTABLE)))
+        octets = value.encode("ascii", "replace")[:MAX_ID_VALUE_BYTES].translate(PRINTABLE)
+        parameters.append(quote(octets) if octets else b"NIL")
+    return b"ID (" + b" ".join(parameters) + b")"
+
+
+def _add_string(pieces: list[bytes], string: bytes, longest_non_synchronizing: int) -> None:
+    """Add a string as it fits; a synchronizing literal begins a new piece (RFC 9051 §4.3, RFC 7888)."""
+    if is_quotable(string):
+        pieces[-1] += quote(string)
+    elif len(string) <= longest_non_synchronizing:
+        pieces[-1] += b"{%d+}\r\n" % len(string) + string
+    else:
+        pieces[-1] += b"{%d}" % len(string)
+        pieces.append(string)
