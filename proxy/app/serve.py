@@ -31,7 +31,7 @@ def serve(config: Path) -> int:
     except SettingsError as exc:
         print(exc, file=sys.stderr)
         return EXIT_FAILED
-    sink = configure(settings.log.format, settings.log.level)
+    configure(settings.log.format, settings.log.level)
     metrics.set_build_info(__version__, OPENSSL_VERSION)
     failed: list[str] = []
     try:
@@ -44,8 +44,7 @@ def serve(config: Path) -> int:
     except* (BindFailed, SettingsError) as group:
         failed = [str(exc) for exc in _leaves(group)]
     finally:
-        sink.close()
-        restore()  # what is raised from here on, a bug at start among it, goes to standard error
+        restore()  # writes what waits; and what is raised from here on, a bug at start among it, goes to standard error
     for text in failed:
         print(text, file=sys.stderr)
     return EXIT_FAILED if failed else 0

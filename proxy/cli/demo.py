@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import imaplib
+import importlib.util
 import ipaddress
 import signal
 import socket
@@ -40,6 +41,9 @@ class DemoFailed(Exception):
 def demo(*, once: bool) -> int:
     """Run the demo until Ctrl-C, or (`once`) only its self-check. Gives the exit status."""
     console = Console()
+    if importlib.util.find_spec("pymap") is None:
+        print("demo: its IMAP servers are not installed; try: pip install 'imap-porter[demo]'", file=sys.stderr)
+        return 1
     # A stop by `kill` or `timeout` cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -11,7 +11,7 @@ from argparse import ArgumentParser
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
-from pymap.backend.dict import Config, DictBackend
+from pymap.backend.dict import Config, DictBackend, Identity
 from pymap.imap import IMAPService
 from pymap.parsing.message import AppendMessage
 from pymap.user import Passwords, UserMetadata
@@ -52,16 +52,10 @@ async def _add_user(backend: DictBackend, config: Config, name: str, user: str, 
     backend.login.users_dict[user] = UserMetadata(config, user, password=hashed)
     now = datetime.now(UTC)
     text = _MESSAGE.format(name=name, user=user, date=now.strftime("%a, %d %b %Y %H:%M:%S +0000"))
-    async with _identity(backend, user).new_session() as session:
+    async with Identity(user, backend.login, None, frozenset()).new_session() as session:
         await session.mailbox_set.add_mailbox(f"Hello from {name}")
         inbox = await session.mailbox_set.get_mailbox("INBOX")
         await inbox.append(AppendMessage(text.replace("\n", "\r\n").encode(), now, frozenset()))
-
-
-def _identity(backend: DictBackend, user: str):  # type: ignore[no-untyped-def]
-    from pymap.backend.dict import Identity
-
-    return Identity(user, backend.login, None, frozenset())
 
 
 def main() -> None:

@@ -59,6 +59,11 @@ def _refusal_reply(refusal: Refusal) -> bytes:
     return refusal.tag + b" BAD Command not allowed after login.\r\n"
 
 
+def _says_bye(data: bytes, observer: Observer) -> bool:
+    """Whether a line of these responses, which are still to be observed, is an untagged BYE."""
+    return observer.between_responses and (data.startswith(b"* BYE") or b"\n* BYE" in data)
+
+
 class Relay:
     """The splice of one session. No method awaits."""
 
@@ -228,8 +233,7 @@ class Relay:
             observer.backend_skip -= count
         else:
             data = bytes(data)
-            if count < _SHORT and b"* BYE" in data and observer.between_responses:
-                self._goodbye = data.startswith(b"* BYE")
+            self._goodbye = count < _SHORT and b"* BYE" in data and _says_bye(data, observer)
             observer.from_backend(data)
         if self._write_client(data) and self._blocked:
             self._pump()

@@ -74,15 +74,19 @@ def dovecots(folder: Path, pki: Pki, ports: Ports, inboxes: dict[str, list[bytes
 
 
 @pytest.fixture
-def start_porter(folder: Path, pki: Pki, ports: Ports, dovecots: list[Dovecot]) -> Iterator[StartPorter]:
+def start_porter(folder: Path, pki: Pki, ports: Ports, request: pytest.FixtureRequest) -> Iterator[StartPorter]:
     """Start a proxy with some settings of its own; it is stopped, and looked over, when the test ends.
 
-    Keyword arguments replace whole top-level settings; `backends_url` gives the backends by name and URL.
+    Keyword arguments are top-level settings, or some keys of those that are mappings; `backends_url` gives the backends
+    by name and URL, and without it they are the Dovecots.
     """
     started: list[Porter] = []
 
     def start(*, backends_url: dict[str, str] | None = None, **changes: Any) -> Porter:
-        urls = backends_url or {server.name: f"imap://127.0.0.1:{server.imap_port}" for server in dovecots}
+        urls = backends_url
+        if urls is None:
+            dovecots: list[Dovecot] = request.getfixturevalue("dovecots")
+            urls = {server.name: f"imap://127.0.0.1:{server.imap_port}" for server in dovecots}
         settings, taken = porter_settings(pki, urls, ports)
         for key, value in changes.items():
             settings[key] = {**settings[key], **value} if isinstance(settings.get(key), dict) else value

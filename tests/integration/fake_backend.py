@@ -24,9 +24,11 @@ class Peer:
         self._connection = connection
         self._buffer = b""
         self.received = b""
+        self.sent_bytes = 0
 
     def send(self, data: bytes) -> None:
         self._connection.sendall(data)
+        self.sent_bytes += len(data)
 
     def line(self) -> bytes:
         """The next command line without its CRLF, literals in place."""
@@ -219,6 +221,48 @@ def be_unavailable(peer: Peer) -> None:
     tag = peer.read_login()
     peer.send(tag + b" NO [UNAVAILABLE] authentication service on host-17 is down\r\n")
     peer.wait_for_end()
+
+
+def serve(peer: Peer) -> None:
+    """A server as it should be, but for three messages: 1 is short, 2 never comes to its end, 3 is huge."""
+    peer.log_in()
+    while True:
+        tag, name, *arguments = peer.line().split()
+        match name.upper(), arguments[:1]:
+            case b"IDLE", _:
+                peer.send(b"+ idling\r\n")
+                peer.line()
+            case b"FETCH", [b"1"]:
+                peer.send(b"* 1 FETCH (BODY[] {5}\r\nshort)\r\n")
+            case b"FETCH", [b"2"]:
+                peer.send(LITERAL_START)
+                peer.wait_for_end()
+                return
+            case b"FETCH", [b"3"]:
+                send_huge_message(peer)
+            case b"LOGOUT", _:
+                peer.send(b"* BYE Logging out\r\n" + tag + b" OK done\r\n")
+                return
+        peer.send(tag + b" OK done\r\n")
+
+
+HUGE_SIZE = 200 * 2**20
+HUGE_PIECE = bytes(range(32, 96)) * 1024
+
+
+def send_huge_message(peer: Peer) -> None:
+    peer.send(b"* 3 FETCH (BODY[] {%d}\r\n" % HUGE_SIZE)
+    for _ in range(HUGE_SIZE // len(HUGE_PIECE)):
+        peer.send(HUGE_PIECE)
+    peer.send(b")\r\n")
+
+
+def answer_after_the_end(peer: Peer) -> None:
+    """Answer a command only when the other side has said that there will be no more."""
+    peer.log_in()
+    tag = peer.line().split()[0]
+    peer.wait_for_end()
+    peer.send(b"* 1 EXISTS\r\n" + tag + b" OK NOOP done\r\n")
 
 
 LITERAL_SIZE = 100_000

@@ -51,7 +51,20 @@ class Metrics:
 class Porter:
     """A running `imap-porter serve`."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], pki: Pki, ports: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        pki: Pki,
+        ports: Mapping[str, int],
+        *,
+        log_descriptor: int | None = None,
+    ) -> None:
+        """Start it and wait until it listens.
+
+        Args:
+            log_descriptor: Where its output goes instead of the file that output() and log() read.
+        """
         self.folder = folder
         self.pki = pki
         self.imaps_port = ports["imaps"]
@@ -59,15 +72,15 @@ class Porter:
         self.metrics_port = ports["metrics"]
         self._asked_to_end = False
         self._output = folder / "porter.log"
-        settings_file = folder / "porter.yaml"
-        settings_file.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+        command = _serve_command(folder, settings)
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         with self._output.open("wb") as output:
+            descriptor = output.fileno() if log_descriptor is None else log_descriptor
             self.process = subprocess.Popen(
-                [_command(), "serve", "-c", str(settings_file)],
+                command,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                stdout=descriptor,
+                stderr=descriptor,
                 cwd=folder,
                 env=environment,
                 start_new_session=True,
@@ -183,6 +196,24 @@ def porter_settings(pki: Pki, backends: Mapping[str, str], ports: Ports) -> tupl
     return settings, taken
 
 
+def serve_in_vain(folder: Path, settings: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Run `imap-porter serve` with settings that it cannot serve with: it has to end by itself."""
+    command = _serve_command(folder, settings)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=READY_SECONDS, check=False)
+
+
+def wait_until_still(read: Callable[[], float], still_seconds: float = 0.5, seconds: float = 15) -> None:
+    """Return once what is read has not changed for a while."""
+    deadline = time.monotonic() + seconds
+    last, since = read(), time.monotonic()
+    while time.monotonic() - since < still_seconds:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"still changing after {seconds} s")
+        time.sleep(0.05)
+        if (value := read()) != last:
+            last, since = value, time.monotonic()
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 10) -> bool:
     """True as soon as the condition holds, False if it does not in time."""
     deadline = time.monotonic() + seconds
@@ -191,6 +222,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def _serve_command(folder: Path, settings: Mapping[str, Any]) -> list[str]:
+    settings_file = folder / "porter.yaml"
+    settings_file.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+    return [_command(), "serve", "-c", str(settings_file)]
 
 
 def _command() -> str:

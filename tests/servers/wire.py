@@ -47,6 +47,12 @@ class Wire:
     def close(self) -> None:
         self.socket.close()
 
+    @property
+    def address(self) -> str:
+        """This end of the connection, as the proxy's log writes it."""
+        host, port = self.socket.getsockname()
+        return f"{host}:{port}"
+
     def starttls(self, tls: ssl.SSLContext) -> None:
         """STARTTLS, and the handshake behind its OK."""
         assert self.command(b"STARTTLS")[-1].split()[1] == b"OK"
