@@ -309,6 +309,8 @@ class Visit:
                         return
             except ConnectionLost:
                 return
+            except Exception:  # raised from here it would end more than this session
+                log.exception("session.failed", session_id=self.session.id)
 
 
 async def _log_in_at_backend(credentials: Credentials, session: Session, house: House) -> BackendSession:

@@ -15,7 +15,7 @@ class Ledger:
 
     def __init__(self, connections_per_user: int) -> None:
         self._connections_per_user = connections_per_user
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, tuple[Session, str]] = {}  # by id; with the name it was admitted under
         self._by_user: dict[str, int] = {}
 
     async def admit(self, session: Session) -> None:
@@ -29,17 +29,19 @@ class Ledger:
             detail = f"connections_per_user: {count} sessions of {self._connections_per_user}"
             raise Refused(Outcome.LIMIT, detail)
         self._by_user[session.name] = count + 1
-        self._sessions[session.id] = session
+        self._sessions[session.id] = (session, session.name)
 
     def release(self, session: Session) -> None:
         """Let a session go; one that was not admitted is no mistake."""
-        if self._sessions.pop(session.id, None) is None:
+        admitted = self._sessions.pop(session.id, None)
+        if admitted is None:
             return
-        count = self._by_user[session.name] - 1
+        _, name = admitted
+        count = self._by_user[name] - 1
         if count:
-            self._by_user[session.name] = count
+            self._by_user[name] = count
         else:
-            del self._by_user[session.name]
+            del self._by_user[name]
 
     def __len__(self) -> int:
         return len(self._sessions)

@@ -28,9 +28,9 @@ class Admission:
 
     def release(self, address: str) -> None:
         """Give a place back."""
-        self.open -= 1
         address = _household(address)
         count = self._by_address[address] - 1
+        self.open -= 1
         if count:
             self._by_address[address] = count
         else:

@@ -44,7 +44,10 @@ def bind(endpoint: Endpoint) -> socket.socket:
         BindFailed: The address is taken, not this machine's, or not permitted.
     """
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as exc:
+        raise BindFailed(f"cannot listen on {endpoint}: {exc.strerror}") from exc
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

@@ -1,0 +1,75 @@
+"""The first door: places in all and by address, and that every one comes back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.limits.admission import Admission
+
+
+def test_so_many_in_all_and_then_room_again() -> None:
+    admission = Admission(2, 2)
+    assert admission.admit("192.0.2.1") is None
+    assert admission.admit("192.0.2.2") is None
+    assert admission.admit("192.0.2.3") == "connections"
+    assert admission.open == 2
+    admission.release("192.0.2.1")
+    assert admission.admit("192.0.2.3") is None
+
+
+def test_so_many_from_one_address_and_then_room_again() -> None:
+    admission = Admission(10, 2)
+    assert [admission.admit("192.0.2.1") for _ in range(3)] == [None, None, "connections_per_address"]
+    assert admission.open == 2
+    assert admission.admit("192.0.2.2") is None
+    admission.release("192.0.2.1")
+    assert admission.admit("192.0.2.1") is None
+    assert admission.admit("192.0.2.1") == "connections_per_address"
+
+
+SAME_HOUSEHOLD = [
+    ("192.0.2.1", "192.0.2.1", True),
+    ("192.0.2.1", "192.0.2.2", False),
+    ("2001:db8::1", "2001:db8::ffff:1", True),
+    ("2001:db8::1", "2001:db8:0:0:8000::1", True),
+    ("2001:DB8::1", "2001:db8:0::2", True),
+    ("2001:db8::1", "2001:db8:0:1::1", False),
+    ("::1", "192.0.2.1", False),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "same"), SAME_HOUSEHOLD)
+def test_an_ipv6_network_of_one_customer_counts_as_one_address(first: str, second: str, same: bool) -> None:
+    admission = Admission(10, 1)
+    assert admission.admit(first) is None
+    assert admission.admit(second) == ("connections_per_address" if same else None)
+    admission.release(first)
+    assert admission.open == (0 if same else 1)
+
+
+ADDRESSES = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"]
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from(ADDRESSES)), max_size=80), st.integers(1, 6), st.integers(1, 3)
+)
+def test_any_order_of_coming_and_going_ends_at_nothing(
+    moves: list[tuple[bool, str]], connections: int, per_address: int
+) -> None:
+    admission = Admission(connections, per_address)
+    inside: list[str] = []
+    for comes, address in moves:
+        if comes:
+            if admission.admit(address) is None:
+                inside.append(address)
+        elif address in inside:
+            inside.remove(address)
+            admission.release(address)
+        assert admission.open == len(inside) <= connections
+        assert all(inside.count(each) <= per_address for each in inside)
+    for address in inside:
+        admission.release(address)
+    assert admission.open == 0
+    assert not admission._by_address
