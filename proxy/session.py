@@ -28,7 +28,8 @@ from proxy.observe.log import get_logger
 from proxy.observe.tally import Tally
 from proxy.outcome import FAREWELLS, Outcome, Refused
 from proxy.relay.engine import Engine
-from proxy.relay.relay import Carriage, Relay
+from proxy.relay.relay import Relay
+from proxy.relay.splice import Carriage, Splice
 from proxy.routing.router import Router
 from proxy.session_metrics import SessionMetrics
 from proxy.settings.models import Settings
@@ -368,7 +369,7 @@ def _relay(logged_in: LoggedIn, session: Session, house: House) -> None:
         relay.fail()
 
 
-def end_session(relay: Relay, outcome: Outcome, house: House) -> None:
+def end_session(relay: Splice, outcome: Outcome, house: House) -> None:
     """An established session is over."""
     house.metrics.closed_after_login(relay.session.backend, outcome)
     house.ledger.release(relay.session)

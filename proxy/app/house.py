@@ -18,7 +18,7 @@ from proxy.limits.admission import Admission
 from proxy.observe.tally import Tally
 from proxy.outcome import Outcome
 from proxy.relay.engine import Engine
-from proxy.relay.relay import Carriage, Relay
+from proxy.relay.splice import Carriage, Splice
 from proxy.routing.router import Router
 from proxy.sasl import MECHANISMS
 from proxy.session import House, end_session
@@ -41,7 +41,7 @@ def furnish(settings: Settings, listeners: Sequence[str], connections: int | Non
     authenticator = Authenticator(_sources(settings, rules), rules)
     metrics = SessionMetrics([server.name for server in settings.backends.servers], listeners)
 
-    def ended(relay: Relay, outcome: Outcome) -> None:
+    def ended(relay: Splice, outcome: Outcome) -> None:
         end_session(relay, outcome, house)
 
     house = House(

@@ -19,7 +19,8 @@ from proxy.ledger.session import Session
 from proxy.model import Endpoint
 from proxy.outcome import FAREWELLS, Outcome
 from proxy.relay.engine import Engine
-from proxy.relay.relay import Carriage, Relay
+from proxy.relay.relay import Relay
+from proxy.relay.splice import Carriage
 from proxy.transport.stream import PlainStream
 
 
