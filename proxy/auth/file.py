@@ -20,8 +20,8 @@ from proxy.auth.names import NameRules
 from proxy.auth.passwords import Parameters, PasswordVerifier, UnusableHash, parameters, unmatchable_hash
 from proxy.model import NO_ATTRIBUTES, Credentials, Identity
 from proxy.outcome import Outcome, Refused
-from proxy.settings.mistakes import Mistake, SettingsError
-from proxy.settings.yaml_nodes import Document, YamlError, key_text, read_flawed_yaml
+from proxy.settings.mistakes import Mistake, SettingsError, read_with_mistakes
+from proxy.settings.yaml_nodes import Document, key_text
 
 MAX_BYTES = 64 * 1024 * 1024  # some 400,000 people
 _KEYS = ("hash", "backend", "attributes")
@@ -104,11 +104,7 @@ def read_users(path: Path, rules: NameRules) -> Users:
     Raises:
         SettingsError: With every mistake, in the order of the file.
     """
-    try:
-        document = read_flawed_yaml(path, MAX_BYTES)
-    except YamlError as exc:
-        raise SettingsError([Mistake(path, exc.line, "", exc.problem)]) from None
-    mistakes = [Mistake(path, flaw.line, key_text(flaw.keys), flaw.problem) for flaw in document.flaws]
+    document, mistakes = read_with_mistakes(path, MAX_BYTES)
     reading = _Reading(document, rules)
     mistakes += [Mistake(path, document.line(keys), key_text(keys), problem) for keys, problem in reading.problems()]
     if mistakes:

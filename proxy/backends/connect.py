@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import math
@@ -126,7 +127,8 @@ async def _connect_one(family: int, candidate: Any) -> PlainStream | str:
 
 def settle(sock: socket.socket) -> None:
     """The login is done: from here on the backend may take its time."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SESSION_USER_TIMEOUT_MILLISECONDS)
+    with contextlib.suppress(OSError):  # of a connection that has ended since, the relay is told anyway
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SESSION_USER_TIMEOUT_MILLISECONDS)
 
 
 async def secure(stream: Stream, context: Context, address: Address) -> Stream:

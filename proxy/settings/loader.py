@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from proxy.settings.checks import cross_findings
-from proxy.settings.mistakes import Finding, Mistake, SettingsError, findings
+from proxy.settings.mistakes import Finding, Mistake, SettingsError, findings, read_with_mistakes
 from proxy.settings.models import Settings
-from proxy.settings.yaml_nodes import YamlError, key_text, read_flawed_yaml
+from proxy.settings.yaml_nodes import key_text
 
 __all__ = ["MAX_BYTES", "SettingsError", "load"]
 
@@ -23,11 +23,7 @@ def load(path: Path) -> Settings:
     Raises:
         SettingsError: With every mistake, in the order of the file.
     """
-    try:
-        document = read_flawed_yaml(path, MAX_BYTES)
-    except YamlError as exc:
-        raise SettingsError([Mistake(path, exc.line, "", exc.problem)]) from None
-    mistakes = [Mistake(path, flaw.line, key_text(flaw.keys), flaw.problem) for flaw in document.flaws]
+    document, mistakes = read_with_mistakes(path, MAX_BYTES)
     settings, found = _validate(document.value, path.absolute().parent)
     flawed = {(flaw.line, flaw.keys) for flaw in document.flaws}
     for each in found:

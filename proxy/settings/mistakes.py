@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from proxy.settings.keys import section_at, walk
+from proxy.settings.yaml_nodes import Document, YamlError, key_text, read_flawed_yaml
 
 Keys = tuple[str | int, ...]
 
@@ -40,6 +41,19 @@ class SettingsError(Exception):
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.mistakes), count_text(len(self.mistakes))])
+
+
+def read_with_mistakes(path: Path, max_bytes: int) -> tuple[Document, list[Mistake]]:
+    """A YAML file, and what is wrong with it already.
+
+    Raises:
+        SettingsError: It cannot be read at all.
+    """
+    try:
+        document = read_flawed_yaml(path, max_bytes)
+    except YamlError as exc:
+        raise SettingsError([Mistake(path, exc.line, "", exc.problem)]) from None
+    return document, [Mistake(path, flaw.line, key_text(flaw.keys), flaw.problem) for flaw in document.flaws]
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,13 +55,19 @@ class Limits(Section):
     """Bounds that keep one client, or one mistake, from taking everything."""
 
     connections: int = Field(
-        default=20000, ge=1, le=10_000_000, description="Client connections, all together.", json_schema_extra=RESTART
+        default=20000,
+        ge=1,
+        le=10_000_000,
+        description="Client connections, all together. Each may need two descriptors: where the process may have "
+        "fewer, the log says how many clients there is room for.",
+        json_schema_extra=RESTART,
     )
     connections_per_address: int = Field(
         default=200,
         ge=1,
         le=10_000_000,
-        description="Client connections from one address. A family, an office or a webmail server shares one.",
+        description="Client connections from one address (IPv6: from one /64). A family, an office or a webmail server "
+        "shares one.",
         json_schema_extra=NEW_SESSIONS,
     )
     connections_per_user: int = Field(
@@ -75,7 +81,8 @@ class Limits(Section):
         default=5,
         ge=1,
         le=100,
-        description="Failed logins after which a connection is closed.",
+        description="Failed logins after which a connection is closed. Refusals for other reasons, an outage above "
+        "all, are no tries; twenty of any kind close it too.",
         json_schema_extra=NEW_SESSIONS,
     )
     failed_login_delay: Annotated[float, duration(least="0s", most="15s")] = Field(
