@@ -24,17 +24,12 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """What a client offered, unverified (RFC 4422 §2).
+class Origin:
+    """Where an offer came from, for sources that are asked about it and limits that count it."""
 
-    Names are UTF-8 decoded with `surrogateescape`: octets that are no UTF-8 survive as lone surrogates,
-    which `auth.names` refuses. The secret stays as the octets that arrived.
-    """
-
-    mechanism: str  # LOGIN (the command) or a SASL mechanism's name in upper case
-    authentication_identity: str
-    authorization_identity: str  # "": the same as the authentication identity
-    secret: bytes = field(repr=False)
+    client: Endpoint
+    secure: bool = False  # inside TLS
+    tries: int = 1  # the how manieth offer on this connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +38,51 @@ class Identity:
 
     name: str  # the canonical name: for hash, limits, cache, logs and the backend
     source: str  # which source said so: file, backend, ldap, ...
-    backend: str | None = None  # a backend's name that wins over the hash
+    backend: str | None = None  # what wins over the hash: a backend's name, its host:port, or its host alone
     attributes: Mapping[str, str] = field(default_factory=lambda: NO_ATTRIBUTES)
     verified: bool = True  # False: only the backend can tell whether the secret is right
+    expires_at: float | None = None  # when what was shown for it ends, a token or a certificate: seconds, Unix time
+    backend_secret: bytes | None = field(
+        default=None, repr=False
+    )  # the backend's password, where it is not the client's
+    stale: bool = False  # from a cache, since the source could not be asked
+
+
+@dataclass(frozen=True, slots=True)
+class ScramKeys:
+    """What a server keeps instead of a password; the password cannot be had from it.
+
+    Source: RFC 5802 §3, RFC 7677.
+    """
+
+    salt: bytes
+    iterations: int
+    stored_key: bytes = field(repr=False)
+    server_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a source knows about a name without being shown a secret."""
+
+    identity: Identity
+    scram: ScramKeys | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a client offered (RFC 4422 §2).
+
+    Names are UTF-8 decoded with `surrogateescape`: octets that are no UTF-8 survive as lone surrogates,
+    which `auth.names` refuses. The secret stays as the octets that arrived.
+    """
+
+    mechanism: str  # LOGIN (the command) or a SASL mechanism's name in upper case
+    authentication_identity: str  # "" with OAUTHBEARER: whoever the token names
+    authorization_identity: str  # "": the same as the authentication identity
+    secret: bytes = field(repr=False)  # a password or a token; b"" where the mechanism has none to show
+    proven: Account | None = None  # SCRAM: whose keys the client has shown to know; None: nobody's
+    expires_at: float | None = None  # EXTERNAL: the end of the certificate, Unix time
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +92,13 @@ class Challenge:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class AccountWanted:
+    """A mechanism cannot go on before it knows the account of this name (RFC 5802 §5)."""
+
+    name: str  # as the client wrote it, decoded as in Credentials
+
+
 class MalformedResponse(Exception):
     """A client's response does not fit its mechanism; the client gets BAD. Never holds the response."""
 
@@ -62,8 +106,8 @@ class MalformedResponse(Exception):
 class Mechanism(Protocol):
     """One exchange of one SASL mechanism, server side (RFC 4422 §3)."""
 
-    def step(self, response: bytes | None) -> Challenge | Credentials:
-        """Take the client's response; ask again or hand over the credentials.
+    def step(self, response: bytes | None) -> Challenge | Credentials | AccountWanted:
+        """Take the client's response; ask again, ask for an account, or hand over the credentials.
 
         Args:
             response: Decoded octets. None: no initial response was sent. b"": an empty one ("=", RFC 4959 §3).
@@ -77,4 +121,12 @@ class Mechanism(Protocol):
 
         The client's one answering line is read and ignored.
         """
+        ...
+
+
+class KeyedMechanism(Mechanism, Protocol):
+    """A mechanism whose step() may return AccountWanted."""
+
+    def supply(self, account: Account) -> Challenge:
+        """Go on with the account that was wanted. For a name that nobody knows it is a plausible one."""
         ...

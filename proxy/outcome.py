@@ -67,6 +67,7 @@ FAREWELLS: dict[Outcome, bytes] = {
     Outcome.LOGIN_TIMEOUT: b"* BYE Not logged in within the time allowed.\r\n",
     Outcome.IDLE_TIMEOUT: b"* BYE Disconnected for inactivity.\r\n",
     Outcome.TRY_LIMIT: b"* BYE Too many failed logins.\r\n",
+    Outcome.EXPIRED: b"* BYE The token or certificate has expired; please log in again.\r\n",
     Outcome.BACKEND_CLOSED: b"* BYE [UNAVAILABLE] Mail server connection lost; please reconnect.\r\n",
     Outcome.DRAINED: b"* BYE Server is going down for maintenance; please reconnect.\r\n",
     Outcome.LIMIT: b"* BYE [LIMIT] Too many connections; try again later.\r\n",
@@ -78,11 +79,15 @@ FAREWELLS: dict[Outcome, bytes] = {
 class Refused(Exception):
     """The login cannot go on. `outcome` chooses the reply; `detail` goes to the log only."""
 
-    def __init__(self, outcome: Outcome, detail: str = "", *, step: str = "") -> None:
+    def __init__(
+        self, outcome: Outcome, detail: str = "", *, step: str = "", limit: str = "", wait_seconds: float = 0.0
+    ) -> None:
         super().__init__(outcome, detail)
         self.outcome = outcome
         self.detail = detail
         self.step = step  # where a backend login stuck: connect tls greeting starttls capability id login
+        self.limit = limit  # which limit was reached, for the log and metrics
+        self.wait_seconds = wait_seconds  # the client hears of it not before this much time has passed
 
     def __str__(self) -> str:
         return f"{self.outcome}: {self.detail}" if self.detail else str(self.outcome)

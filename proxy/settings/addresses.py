@@ -86,10 +86,19 @@ def parse_backend_url(value: object) -> BackendUrl:
     rest = rest.removesuffix("/")
     if any(mark in rest for mark in "/?#"):
         raise ValueError(f"expected nothing behind host and port, {example}")
-    host, port = _split_port(rest, example)
+    return BackendUrl(scheme.lower(), parse_host_and_port(rest, SCHEMES[scheme.lower()][1], example))
+
+
+def parse_host_and_port(text: str, default_port: int, example: str) -> Endpoint:
+    """What stands between a URL's scheme and its path.
+
+    Raises:
+        ValueError: Its text says what is wrong and ends with the example.
+    """
+    host, port = _split_port(text, example)
     if port == 0:
         raise ValueError(f"port 0 is no port to connect to, {example}")
-    return BackendUrl(scheme.lower(), Endpoint(_checked_host(host, example), port or SCHEMES[scheme.lower()][1]))
+    return Endpoint(_checked_host(host, example), port or default_port)
 
 
 def parse_network(value: object) -> Network:

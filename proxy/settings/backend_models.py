@@ -73,10 +73,12 @@ class BackendTls(Section):
 class BackendLogin(Section):
     """How the proxy logs in to a backend on behalf of a user."""
 
-    method: Literal["password", "master", "authzid"] = Field(
+    method: Literal["password", "master", "authzid", "token"] = Field(
         default="password",
         description="`password`: with the user's own password. `master`: as `user*name` with porter's password. "
-        "`authzid`: SASL PLAIN with the user as authorization identity and porter's name and password (RFC 4616).",
+        "`authzid`: SASL PLAIN with the user as authorization identity and porter's name and password (RFC 4616). "
+        "`token`: the client's token by the same mechanism, for the backend to validate again; a client that came with "
+        "a password is logged in with that.",
         json_schema_extra=NEW_SESSIONS,
     )
     name: LoginName | None = Field(
@@ -100,9 +102,9 @@ class BackendLogin(Section):
     @model_validator(mode="after")
     def _master_has_credentials(self) -> BackendLogin:
         for key, value in (("name", self.name), ("password", self.password)):
-            if self.method == "password" and value is not None:
+            if self.method in ("password", "token") and value is not None:
                 raise misplaced(key, "belongs to method: master or authzid, which is not set")
-            if self.method != "password" and value is None:
+            if self.method in ("master", "authzid") and value is None:
                 raise misplaced("method", f"{self.method} needs name and password of the master user")
         return self
 

@@ -6,13 +6,17 @@ A check runs when the sections it needs are sound, even if others are not, so th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
+from pathlib import Path
 
 from proxy.settings.certificates import pair_problem, read_certificates
-from proxy.settings.mistakes import Finding
+from proxy.settings.mistakes import Finding, Keys
 from proxy.settings.models import Settings
 from proxy.settings.units import duration_text
 
 Check = Callable[[Settings], Iterator[Finding]]
+
+# Ways to log in at a backend that need nothing of what the client has shown.
+_WITHOUT_THE_SECRET = ("master", "authzid")
 
 
 def cross_findings(settings: Settings, broken: Set[str]) -> Iterator[Finding]:
@@ -42,13 +46,29 @@ def _certificates_fit(settings: Settings) -> Iterator[Finding]:
             yield Finding(("tls", "certificates", index, problem[0]), problem[1])
 
 
-def _ca_holds_certificates(settings: Settings) -> Iterator[Finding]:
-    ca = settings.backends.tls.ca
+def _backend_ca_holds_certificates(settings: Settings) -> Iterator[Finding]:
+    yield from _ca_findings(("backends", "tls", "ca"), settings.backends.tls.ca)
+
+
+def _identity_cas_hold_certificates(settings: Settings) -> Iterator[Finding]:
+    for index, source in enumerate(settings.identity):
+        for kind, given in (("ldap", source.ldap), ("oauth", source.oauth), ("http", source.http)):
+            if given is not None:
+                yield from _ca_findings(("identity", index, kind, "ca"), given.ca)
+
+
+def _client_cas_hold_certificates(settings: Settings) -> Iterator[Finding]:
+    for index, listener in enumerate(settings.listeners):
+        if listener.client_certificates is not None:
+            yield from _ca_findings(("listeners", index, "client_certificates", "ca"), listener.client_certificates.ca)
+
+
+def _ca_findings(keys: Keys, ca: Path | None) -> Iterator[Finding]:
     if ca is not None:
         try:
             read_certificates(ca)
         except ValueError as exc:
-            yield Finding(("backends", "tls", "ca"), str(exc))
+            yield Finding(keys, str(exc))
 
 
 def _addresses_differ(settings: Settings) -> Iterator[Finding]:
@@ -87,17 +107,42 @@ def _backend_decides_last(settings: Settings) -> Iterator[Finding]:
         yield Finding(("identity", backends[0], "backend"), problem)
 
 
-def _backend_sees_the_password(settings: Settings) -> Iterator[Finding]:
+def _backend_sees_the_secret(settings: Settings) -> Iterator[Finding]:
     # Security: with a master login the backend checks the proxy's password and never the user's. Were the backend
     # the source of identity too, nobody would check it, and any password would open any account.
     method = settings.backends.login.method
     for index, source in enumerate(settings.identity):
-        if source.backend is not None and method != "password":
+        if source.backend is not None and method in _WITHOUT_THE_SECRET:
             problem = (
                 f"any password would open any account: with backends.login.method {method} the backend never sees the "
-                "user's; take another source (file) or method password"
+                "user's; take another source (file, ldap, http) or method password"
             )
             yield Finding(("identity", index, "backend"), problem)
+
+
+def _backend_login_has_a_secret(settings: Settings) -> Iterator[Finding]:
+    """What a client shows must be good for the backend, or the proxy needs a secret of its own."""
+    method = settings.backends.login.method
+    if method in _WITHOUT_THE_SECRET:
+        return
+    for index, source in enumerate(settings.identity):
+        if source.oauth is not None and method == "password":
+            problem = "a token is no password: with this source backends.login.method is token, master or authzid"
+            yield Finding(("identity", index, "oauth"), problem)
+        if source.ldap is not None and "scram" in source.ldap.attributes:
+            problem = f"SCRAM shows no password that method {method} could pass on; it needs master or authzid"
+            yield Finding(("identity", index, "ldap", "attributes"), problem)
+
+
+def _certificates_are_enough(settings: Settings) -> Iterator[Finding]:
+    method = settings.backends.login.method
+    for index, listener in enumerate(settings.listeners):
+        if listener.client_certificates is not None and method not in _WITHOUT_THE_SECRET:
+            problem = (
+                f"who comes with a certificate has no password that backends.login.method {method} could pass on; it "
+                "needs master or authzid"
+            )
+            yield Finding(("listeners", index, "client_certificates"), problem)
 
 
 def _separators_agree(settings: Settings) -> Iterator[Finding]:
@@ -121,12 +166,16 @@ def _answers_come_in_time(settings: Settings) -> Iterator[Finding]:
 CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"listeners", "tls"}), _certificates_given),
     (frozenset({"tls"}), _certificates_fit),
-    (frozenset({"backends"}), _ca_holds_certificates),
+    (frozenset({"backends"}), _backend_ca_holds_certificates),
+    (frozenset({"identity"}), _identity_cas_hold_certificates),
+    (frozenset({"listeners"}), _client_cas_hold_certificates),
     (frozenset({"listeners", "admin", "metrics"}), _addresses_differ),
     (frozenset({"backends"}), _servers_differ),
     (frozenset({"backends"}), _someone_is_placed),
     (frozenset({"identity"}), _backend_decides_last),
-    (frozenset({"identity", "backends"}), _backend_sees_the_password),
+    (frozenset({"identity", "backends"}), _backend_sees_the_secret),
+    (frozenset({"identity", "backends"}), _backend_login_has_a_secret),
+    (frozenset({"listeners", "backends"}), _certificates_are_enough),
     (frozenset({"names", "backends"}), _separators_agree),
     (frozenset({"limits", "timeouts"}), _answers_come_in_time),
 )

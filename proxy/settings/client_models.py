@@ -4,10 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from proxy.settings.section import LIVE, NEW_SESSIONS, RESTART, Section, misplaced
 from proxy.settings.values import Domain, ExistingFile, ListenAddress, Network, Separator
+
+
+class ClientCertificates(Section):
+    """Certificates that clients show in the TLS handshake, for AUTHENTICATE EXTERNAL (RFC 4422 Appendix A)."""
+
+    ca: ExistingFile = Field(
+        description="Certificates (PEM) that clients' certificates must descend from.",
+        examples=["clients-ca.pem"],
+        json_schema_extra=RESTART,
+    )
+    name: Literal["san.email", "san.dns", "san.upn", "subject.email", "subject.cn", "subject.uid"] = Field(
+        default="san.email",
+        description="Where the user's name stands in the certificate: a subject alternative name (`san.`; `upn` is "
+        "Microsoft's) or a field of the subject. EXTERNAL fails where there is none, or more than one.",
+        json_schema_extra=RESTART,
+    )
+    required: bool = Field(
+        default=False,
+        description="Whether a handshake without a certificate fails. false: such a client logs in with a secret.",
+        json_schema_extra=RESTART,
+    )
 
 
 class Listener(Section):
@@ -29,6 +50,11 @@ class Listener(Section):
         description="Only with `tls: none`, and required there: clients from elsewhere are refused.",
         json_schema_extra=NEW_SESSIONS,
     )
+    client_certificates: ClientCertificates | None = Field(
+        default=None,
+        description="Asks clients for a certificate and offers EXTERNAL to those who have one.",
+        json_schema_extra=RESTART,
+    )
 
     @model_validator(mode="after")
     def _plain_only_for_trusted(self) -> Listener:
@@ -36,6 +62,8 @@ class Listener(Section):
             raise misplaced("tls", 'none needs trusted_networks, e.g. ["127.0.0.0/8"]; passwords pass in clear here')
         if self.tls != "none" and self.trusted_networks:
             raise misplaced("trusted_networks", f"belongs to tls: none; with tls: {self.tls} everyone may connect")
+        if self.tls == "none" and self.client_certificates is not None:
+            raise misplaced("client_certificates", "there are no certificates without TLS")
         return self
 
 
@@ -83,39 +111,3 @@ class Names(Section):
         "`backends.login.method: master` it is the same as `backends.login.separator`.",
         json_schema_extra=NEW_SESSIONS,
     )
-
-
-class FileIdentity(Section):
-    """Names and password hashes from a YAML file."""
-
-    path: ExistingFile = Field(
-        description="The users file: `name: {hash: ...}`, hashes from `imap-porter hash-password`.",
-        examples=["users.yaml"],
-        json_schema_extra=NEW_SESSIONS,
-    )
-
-
-class BackendIdentity(Section):
-    """The user's credentials are passed on and the backend decides. It has no keys: `backend: {}`."""
-
-
-class IdentitySource(Section):
-    """One of the sources that know who a client is: a mapping with exactly one key."""
-
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
-
-    file: FileIdentity | None = Field(
-        default=None, description="Names and hashes from a file.", json_schema_extra=NEW_SESSIONS
-    )
-    backend: BackendIdentity | None = Field(
-        default=None,
-        description="The backend decides: `backend: {}`. Only as the last source and only with `backends.login.method: "
-        "password`; with any other method the backend never sees the user's password.",
-        json_schema_extra=NEW_SESSIONS,
-    )
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> IdentitySource:
-        if len([source for source in (self.file, self.backend) if source is not None]) != 1:
-            raise ValueError("expected exactly one source here: file: {path: users.yaml} or backend: {}")
-        return self

@@ -2,7 +2,8 @@
 
 A field's description, default and `takes_hold` are what docs/settings.md, the JSON Schema and `imap-porter check` show.
 What concerns more than one section is checked in `checks.py`; how values are spelled stands in `values.py`.
-Every section can be had from here; those of the two sides are written in `client_models.py` and `backend_models.py`.
+Every section can be had from here; those of the two sides, of the identity sources and of the limits are written in
+`client_models.py`, `backend_models.py`, `identity_models.py` and `limit_models.py`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,20 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from proxy.settings.backend_models import BackendLogin, Backends, BackendTls, Routing, Server
-from proxy.settings.client_models import (
+from proxy.settings.client_models import Certificate, ClientCertificates, Listener, Names, Tls
+from proxy.settings.identity_models import (
     BackendIdentity,
-    Certificate,
+    Cache,
     FileIdentity,
+    HttpIdentity,
     IdentitySource,
-    Listener,
-    Names,
-    Tls,
+    Introspection,
+    LdapBind,
+    LdapIdentity,
+    LdapSearch,
+    OAuthIdentity,
 )
+from proxy.settings.limit_models import FailuresPerAddress, FailuresPerUser, Limits
 from proxy.settings.section import LIVE, NEW_SESSIONS, RESTART, Section
 from proxy.settings.values import Duration, ListenAddress, Version, Workers, duration
 
@@ -33,14 +39,24 @@ __all__ = [
     "BackendLogin",
     "BackendTls",
     "Backends",
+    "Cache",
     "Certificate",
+    "ClientCertificates",
+    "FailuresPerAddress",
+    "FailuresPerUser",
     "FileIdentity",
+    "HttpIdentity",
     "IdentitySource",
+    "Introspection",
+    "LdapBind",
+    "LdapIdentity",
+    "LdapSearch",
     "Limits",
     "Listener",
     "Log",
     "Metrics",
     "Names",
+    "OAuthIdentity",
     "Relay",
     "Routing",
     "Section",
@@ -49,48 +65,6 @@ __all__ = [
     "Timeouts",
     "Tls",
 ]
-
-
-class Limits(Section):
-    """Bounds that keep one client, or one mistake, from taking everything."""
-
-    connections: int = Field(
-        default=20000,
-        ge=1,
-        le=10_000_000,
-        description="Client connections, all together. Each may need two descriptors: where the process may have "
-        "fewer, the log says how many clients there is room for.",
-        json_schema_extra=RESTART,
-    )
-    connections_per_address: int = Field(
-        default=200,
-        ge=1,
-        le=10_000_000,
-        description="Client connections from one address (IPv6: from one /64). A family, an office or a webmail server "
-        "shares one.",
-        json_schema_extra=NEW_SESSIONS,
-    )
-    connections_per_user: int = Field(
-        default=50,
-        ge=1,
-        le=10_000_000,
-        description="Logged-in connections of one canonical name. One mail program may hold ten.",
-        json_schema_extra=NEW_SESSIONS,
-    )
-    login_tries: int = Field(
-        default=5,
-        ge=1,
-        le=100,
-        description="Failed logins after which a connection is closed. Refusals for other reasons, an outage above "
-        "all, are no tries; twenty of any kind close it too.",
-        json_schema_extra=NEW_SESSIONS,
-    )
-    failed_login_delay: Annotated[float, duration(least="0s", most="15s")] = Field(
-        default=2.0,
-        description="How long the answer to the first failed login waits; the second waits twice as long, and so on up "
-        "to 15s. Shorter than `timeouts.login`.",
-        json_schema_extra=NEW_SESSIONS,
-    )
 
 
 class Timeouts(Section):
@@ -133,6 +107,12 @@ class Relay(Section):
         description="COMPRESS (RFC 4978) between client and backend. `refuse`: it is neither offered nor let through, "
         "so that commands stay observable. `allow`: so too at a backend that lists UNAUTHENTICATE (RFC 8437) or does "
         "not tell its capabilities, where a client could log in anew inside the compressed stream, unseen.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+    expiry_grace: Annotated[float, duration(least="0s")] | None = Field(
+        default=900.0,
+        description="How long a session goes on after its token, or the certificate it came with, has expired; then it "
+        "ends with BYE, between commands or in IDLE. null: it goes on.",
         json_schema_extra=NEW_SESSIONS,
     )
 
@@ -193,6 +173,7 @@ class Settings(Section):
         examples=[[{"file": {"path": "users.yaml"}}]],
         json_schema_extra=NEW_SESSIONS,
     )
+    cache: Cache = Field(default=Cache(), description="What identity sources answered.", json_schema_extra=NEW_SESSIONS)
     routing: Routing = Field(default=Routing(), description="Which backend is whose.", json_schema_extra=NEW_SESSIONS)
     backends: Backends = Field(
         description="The IMAP servers behind the proxy.",

@@ -133,6 +133,12 @@ def parse_login_name(value: object) -> str:
     return value
 
 
+def parse_plain_text(value: object) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= 1024 or not value.isprintable():
+        raise ValueError("expected text of 1 to 1024 characters, none of them a control character")
+    return value
+
+
 Version = Annotated[int, Spelled("1", lambda value, _: parse_version(value), int, {"const": 1})]
 Workers = Annotated[
     int | Literal["auto"],
@@ -156,6 +162,7 @@ Network = Annotated[IPv4Network | IPv6Network, _text("network", addresses.parse_
 Domain = Annotated[str, _text("domain", addresses.parse_domain)]
 ServerName = Annotated[str, _text("name", parse_server_name, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Separator = Annotated[str, _text("text", parse_separator, minLength=1, maxLength=4)]
+Text = Annotated[str, _text("text", parse_plain_text, minLength=1)]
 LoginName = Annotated[str, _text("text", parse_login_name, minLength=1)]
 ExistingFile = Annotated[Path, Spelled("path", existing_file, str, {"type": "string", "minLength": 1})]
 SecretValue = Annotated[

@@ -33,7 +33,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ca.cert_pem.write_to_path(folder / "ca.pem")
     issued.cert_chain_pems[0].write_to_path(folder / "tls.crt")
     issued.private_key_pem.write_to_path(folder / "tls.key")
-    (folder / "master.password").write_text("s3cret\n")
+    ca.cert_pem.write_to_path(folder / "clients-ca.pem")
+    for name in ("master.password", "ldap.password", "oauth.secret"):
+        (folder / name).write_text("s3cret\n")
     return folder
 
 
@@ -52,8 +54,8 @@ def test_the_users_file_is_one(installed: Path) -> None:
     users = read_yaml(installed / "users.yaml", 1 << 20).value
     assert users
     for entry in users.values():
-        assert entry["hash"].startswith("$argon2id$")
-        assert entry.keys() <= {"hash", "backend", "attributes"}
+        assert entry.get("hash", "$argon2id$").startswith("$argon2id$")
+        assert entry.keys() <= {"hash", "scram", "backend", "attributes"}
 
 
 def reference() -> Document:
@@ -112,6 +114,13 @@ def test_the_reference_shows_defaults(installed: Path) -> None:
     """Only what has no default, or none that could be shown, differs."""
     assert {each.key for each in differences(load(installed / REFERENCE.name))} == {
         "listeners[2].trusted_networks",
+        "identity[1].ldap.bind.dn",
+        "identity[1].ldap.bind.password",
+        "identity[1].ldap.attributes",
+        "identity[2].ldap.bind.external",
+        "identity[2].ldap.user_dn",
+        "identity[3].oauth.issuer",
+        "identity[3].oauth.scopes",
         "backends.tls.ca",
         "backends.login.method",
         "backends.login.name",

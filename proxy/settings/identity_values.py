@@ -1,0 +1,218 @@
+"""How the values of identity sources are spelled: URLs of directories and web services, templates, maps."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from proxy.model import Endpoint
+from proxy.settings import addresses
+from proxy.settings.secret import Secret, read_secret
+from proxy.settings.values import Spelled
+
+LDAP_PORTS = {"ldap": 389, "ldaps": 636}
+TEMPLATE_NAMES = ("name", "local", "domain")
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_MAP_KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_LDAP_ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9-]*(;[A-Za-z0-9-]+)*|[0-9]+(\.[0-9]+)+")  # RFC 4512 §2.5
+_CLAIM = re.compile(r"[\x21-\x7e]{1,256}")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110 §5.6.2
+
+
+_Value = TypeVar("_Value", bound=Hashable, covariant=True)
+
+
+class Map(Mapping[str, _Value]):
+    """A mapping that does not change, for settings that are compared and copied."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[str, _Value] | None = None) -> None:
+        self._items = dict(items or {})
+
+    def __getitem__(self, key: str) -> _Value:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return f"Map({self._items!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Map[_Value]:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class LdapUrl:
+    """A directory server: `ldap` and `ldaps` by TCP, `ldapi` by a local socket."""
+
+    scheme: Literal["ldap", "ldaps", "ldapi"]
+    endpoint: Endpoint | None  # of ldap and ldaps
+    socket: str | None  # the path of ldapi
+    text: str  # as it was written
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_ldap_url(value: object) -> LdapUrl:
+    """ "ldaps://ldap1.example.org", "ldap://10.0.0.5:389", "ldapi://%2Frun%2Fslapd%2Fldapi".
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    example = 'e.g. "ldaps://ldap1.example.org" or "ldapi://%2Frun%2Fslapd%2Fldapi"'
+    scheme, separator, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
+    scheme = scheme.lower()
+    if not separator or scheme not in (*LDAP_PORTS, "ldapi"):
+        raise ValueError(f"expected an ldap://, ldaps:// or ldapi:// URL, {example}")
+    rest = rest.removesuffix("/")
+    if scheme == "ldapi":
+        path = unquote(rest) or "/run/slapd/ldapi"
+        if not path.startswith("/") or "\0" in path:
+            raise ValueError(f"the path of the socket is written with %2F for /, {example}")
+        return LdapUrl("ldapi", None, path, f"ldapi://{rest}")
+    if any(mark in rest for mark in "/?#@"):
+        raise ValueError(f"expected nothing but host and port; what is searched stands in search, {example}")
+    endpoint = addresses.parse_host_and_port(rest, LDAP_PORTS[scheme], example)
+    return LdapUrl("ldaps" if scheme == "ldaps" else "ldap", endpoint, None, f"{scheme}://{rest}")
+
+
+def parse_web_url(value: object) -> str:
+    """A URL behind which credentials or keys stand: https, or http on this machine alone.
+
+    Raises:
+        ValueError: Its text says what is wrong. It never repeats the URL, which may hold a secret.
+    """
+    example = 'e.g. "https://id.example.org"'
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError(f"expected a URL, {example}")
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"expected a URL, {example}") from None
+    if parts.scheme not in ("https", "http") or not host:
+        raise ValueError(f"expected an https:// URL, {example}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a URL has no name or password in it; they have keys of their own")
+    if parts.fragment:
+        raise ValueError(f"expected nothing behind #, {example}")
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise ValueError("secrets and keys pass here: https, or http on loopback only, e.g. http://127.0.0.1:9000/auth")
+    return value
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def parse_template(value: object) -> str:
+    """A filter or a name of a directory with {name}, {local} or {domain} in it.
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError('expected text, e.g. "(mail={name})"')
+    found = _PLACEHOLDER.findall(value)
+    unknown = [name for name in found if name not in TEMPLATE_NAMES]
+    if unknown or _PLACEHOLDER.sub("", value).strip("{}") != _PLACEHOLDER.sub("", value):
+        raise ValueError("known in braces: {name}, {local} (before the @) and {domain} (behind it)")
+    if "name" not in found and "local" not in found:
+        raise ValueError("everybody would be the same person: put {name} or {local} into it")
+    return value
+
+
+def parse_ldap_map(value: object) -> Map[str]:
+    """From our names to those of the directory's attributes."""
+    return _map(value, _LDAP_ATTRIBUTE, "an LDAP attribute, e.g. {name: mail, backend: mailHost}")
+
+
+def parse_claim_map(value: object) -> Map[str]:
+    """From our names to those of a token's claims."""
+    return _map(value, _CLAIM, "a claim, e.g. {backend: mail_host}")
+
+
+def _map(value: object, allowed: re.Pattern[str], expected: str) -> Map[str]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected keys, each with {expected}")
+    for key, name in value.items():
+        if not isinstance(key, str) or not _MAP_KEY.fullmatch(key):
+            raise ValueError("expected small letters, digits and _ as keys, e.g. backend")
+        if not isinstance(name, str) or not allowed.fullmatch(name):
+            raise ValueError(f"{key}: expected {expected}")
+    return Map(value)
+
+
+def parse_headers(value: object, folder: Path) -> Map[str | Secret]:
+    """Header fields of HTTP: text, or a secret.
+
+    Raises:
+        ValueError: Its text says what is wrong and never repeats a value.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("expected keys, e.g. {X-Auth-Key: {file: auth.key}}")
+    headers: dict[str, str | Secret] = {}
+    for name, given in value.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise ValueError("expected the name of a header field, e.g. X-Auth-Key")
+        if isinstance(given, dict):
+            secret = read_secret(given, folder)
+            if not (secret.value.isascii() and secret.value.decode("ascii").isprintable()):
+                raise ValueError(f"{name}: the secret is no text that a header field can hold")
+            headers[name] = secret
+        elif isinstance(given, str) and given.isascii() and given.isprintable():
+            headers[name] = given
+        else:
+            raise ValueError(f"{name}: expected text, or {{file: PATH}} for a secret")
+    return Map(headers)
+
+
+def _show_headers(headers: Mapping[str, str | Secret]) -> dict[str, Any]:
+    return {name: {each.kind: each.place} if isinstance(each, Secret) else each for name, each in headers.items()}
+
+
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string", "minLength": 1}}
+
+LdapUrlValue = Annotated[
+    LdapUrl,
+    Spelled(
+        "URL", lambda value, _: parse_ldap_url(value), str, {"type": "string", "pattern": "^ldap[si]?://[^/?#@]*/?$"}
+    ),
+]
+WebUrl = Annotated[
+    str, Spelled("URL", lambda value, _: parse_web_url(value), str, {"type": "string", "pattern": "^https?://[^@#]+$"})
+]
+Template = Annotated[
+    str, Spelled("template", lambda value, _: parse_template(value), str, {"type": "string", "minLength": 1})
+]
+LdapMap = Annotated[Map[str], Spelled("map", lambda value, _: parse_ldap_map(value), dict, _TEXTS)]
+ClaimMap = Annotated[Map[str], Spelled("map", lambda value, _: parse_claim_map(value), dict, _TEXTS)]
+Headers = Annotated[
+    Map[str | Secret],
+    Spelled(
+        "map",
+        parse_headers,
+        _show_headers,
+        {"type": "object", "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "object"}]}},
+    ),
+]

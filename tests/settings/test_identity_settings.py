@@ -1,0 +1,235 @@
+"""The settings of identity sources: how their values are spelled, and what cannot stand together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from proxy.settings.identity_values import (
+    Map,
+    parse_claim_map,
+    parse_headers,
+    parse_ldap_map,
+    parse_ldap_url,
+    parse_template,
+    parse_web_url,
+)
+from proxy.settings.models import Settings
+
+Mistakes = Callable[[str], list[str]]
+Loaded = Callable[[str], Settings]
+
+LDAP_URLS = [
+    ("ldaps://ldap1.example.org", "ldaps", "ldap1.example.org:636"),
+    ("LDAP://ldap1.example.org/", "ldap", "ldap1.example.org:389"),
+    ("ldap://10.0.0.5:3389", "ldap", "10.0.0.5:3389"),
+    ("ldap://[2001:db8::5]", "ldap", "[2001:db8::5]:389"),
+    ("ldapi://%2Frun%2Fslapd%2Fldapi", "ldapi", "/run/slapd/ldapi"),
+    ("ldapi://", "ldapi", "/run/slapd/ldapi"),
+]
+
+
+@pytest.mark.parametrize(("text", "scheme", "place"), LDAP_URLS)
+def test_ldap_url(text: str, scheme: str, place: str) -> None:
+    url = parse_ldap_url(text)
+    assert (url.scheme, str(url.endpoint or url.socket)) == (scheme, place)
+
+
+BAD_LDAP_URLS = [
+    (5, "expected an ldap://"),
+    ("ldap1.example.org", "expected an ldap://"),
+    ("http://ldap1.example.org", "expected an ldap://"),
+    ("ldap://ldap1.example.org/dc=example", "nothing but host and port"),
+    ("ldap://cn=x:secret@ldap1", "nothing but host and port"),
+    ("ldap://", "expected a host's name"),
+    ("ldap://h:0", "port 0"),
+    ("ldapi://run/slapd", "%2F for /"),
+]
+
+
+@pytest.mark.parametrize(("value", "problem"), BAD_LDAP_URLS)
+def test_bad_ldap_url(value: object, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem) as caught:
+        parse_ldap_url(value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://id.example.org", "https://id.example.org:8443/a/b?x=1", "http://127.0.0.1:9000/auth", "http://[::1]/x",
+     "http://localhost/auth", "http://127.9.9.9/"],
+)  # fmt: skip
+def test_web_url(url: str) -> None:
+    assert parse_web_url(url) == url
+
+
+BAD_WEB_URLS = [
+    (None, "expected a URL"),
+    ("id.example.org", "expected an https:// URL"),
+    ("ftp://id.example.org", "expected an https:// URL"),
+    ("https://", "expected an https:// URL"),
+    ("https://a b", "expected a URL"),
+    ("https://h:99999/", "expected a URL"),
+    ("https://user:hunter2@h/", "no name or password"),
+    ("https://h/#hunter2", "nothing behind #"),
+    ("http://id.example.org/hunter2", "http on loopback only"),
+    ("http://10.0.0.1/", "http on loopback only"),
+    ("http://localhost.example.org/", "http on loopback only"),
+    ("http://127.0.0.1.example.org/", "http on loopback only"),
+]
+
+
+@pytest.mark.parametrize(("value", "problem"), BAD_WEB_URLS)
+def test_bad_web_url(value: object, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem) as caught:
+        parse_web_url(value)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("template", ["(mail={name})", "(&(uid={local})(o={domain}))", "uid={local},dc=x", "{name}"])
+def test_template(template: str) -> None:
+    assert parse_template(template) == template
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("(mail=*)", "same person"),
+        ("(o={domain})", "same person"),
+        ("(mail={user})", "known in braces"),
+        ("(mail={name}", None),
+        ("(mail={name})}", "known in braces"),
+        ("{", "known in braces"),
+        ("", "expected text"),
+        ("(mail={name})\n", "expected text"),
+        (1, "expected text"),
+    ],
+)
+def test_bad_template(value: object, problem: str | None) -> None:
+    if problem is None:  # whether it is a filter is the directory's to say
+        assert parse_template(value) == value
+        return
+    with pytest.raises(ValueError, match=problem):
+        parse_template(value)
+
+
+def test_maps() -> None:
+    assert (
+        parse_ldap_map({"name": "mail", "quota": "mailQuota;lang-en", "oid": "1.2.3"})["quota"] == "mailQuota;lang-en"
+    )
+    assert parse_claim_map({"backend": "https://example.org/host"})["backend"] == "https://example.org/host"
+    for bad in ({"Name": "mail"}, {"name": "ma il"}, {"name": ""}, {"name": 3}, [], {"name": "a*"}):
+        with pytest.raises(ValueError, match="expected"):
+            parse_ldap_map(bad)
+
+
+def test_a_map_does_not_change() -> None:
+    given = {"name": "mail"}
+    found = Map(given)
+    given["name"] = "uid"
+    assert dict(found) == {"name": "mail"}
+    assert found == {"name": "mail"}
+    assert hash(found) == hash(Map({"name": "mail"}))
+    assert copy.deepcopy(found) is found
+
+
+def test_headers(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("s3cret\n")
+    found = parse_headers({"X-Auth-Key": {"file": "key"}, "X-Site": "one"}, tmp_path)
+    assert found["X-Site"] == "one"
+    assert "s3cret" not in repr(found)
+    (tmp_path / "odd").write_bytes(b"s3cret\r\x01\n")
+    for bad in ({"X Y": "a"}, {"X": "a\r\nY: b"}, {"X": 3}, {"X": {"file": "odd"}}, [], {"X": "ä"}):
+        with pytest.raises(ValueError, match=r"expected|no text") as caught:
+            parse_headers(bad, tmp_path)
+        assert "s3cret" not in str(caught.value)
+
+
+MASTER = "  login: {method: master, name: porter, password: {file: master.password}}\n"
+TOKEN = "  login: {method: token}\n"
+LDAP = 'ldap: {urls: ["ldap://h"], search: {base: "dc=x", filter: "(uid={name})"}'
+
+TOGETHER = [
+    (LDAP + "}", "", None),
+    (LDAP + ', user_dn: "uid={name}"}', "", "identity[0].ldap: expected one of search and user_dn"),
+    ('ldap: {urls: ["ldap://h"]}', "", "identity[0].ldap: expected one of search and user_dn"),
+    (LDAP + ", bind: {}}", "", "identity[0].ldap.bind: expected dn and password, or external: true"),
+    (LDAP + ", bind: {dn: cn=x}}", "", "identity[0].ldap.bind: expected dn and password, or external: true"),
+    (LDAP + ", bind: {external: true}}", "", "identity[0].ldap.bind: external: true needs ldapi:// URLs"),
+    (
+        LDAP + ", bind: {external: true, dn: cn=x}}",
+        "",
+        "identity[0].ldap.bind.external: true: dn and password are not used",
+    ),
+    (
+        LDAP.replace("ldap://", "ldaps://") + ", start_tls: true}",
+        "",
+        "identity[0].ldap.start_tls: belongs to ldap:// URLs alone",
+    ),
+    (LDAP + ", attributes: {scram: authPassword}}", MASTER, "identity[0].ldap.attributes: scram needs bind"),
+    (
+        LDAP + ", bind: {dn: cn=x, password: {file: master.password}}, attributes: {scram: authPassword}}",
+        "",
+        "identity[0].ldap.attributes: SCRAM shows no password that method password could pass on",
+    ),
+    (LDAP + ", ca: tls.key}", "", "identity[0].ldap.ca: no certificate in PEM form"),
+    ("oauth: {audience: imap}", TOKEN, "identity[0].oauth: expected issuer"),
+    ("oauth: {audience: imap, issuer: https://i}", TOKEN, None),
+    ("oauth: {audience: imap, issuer: https://i}", MASTER, None),
+    ("oauth: {audience: imap, issuer: https://i}", "", "identity[0].oauth: a token is no password"),
+    ("oauth: {audience: imap, jwks_url: https://i}", TOKEN, "identity[0].oauth.jwks_url: needs issuer"),
+    ("oauth: {audience: imap, issuer: https://i, leeway: 61s}", TOKEN, "identity[0].oauth.leeway: 61s is too long"),
+    ("backend: {}", TOKEN, None),
+    ("backend: {}", MASTER, "identity[0].backend: any password would open any account"),
+    ("http: {url: http://127.0.0.1/}", "", None),
+    ("http: {url: http://10.0.0.1/}", "", "identity[0].http.url: secrets and keys pass here"),
+    ("{}", "", "identity[0]: expected exactly one source here"),
+    ("{backend: {}, file: {path: users.yaml}}", "", "identity[0]: expected exactly one source here"),
+]
+
+
+@pytest.mark.parametrize(("source", "login", "mistake"), TOGETHER)
+def test_sources(
+    mistakes: Mistakes, loaded: Loaded, minimal: str, source: str, login: str, mistake: str | None
+) -> None:
+    text = minimal.replace("file: {path: users.yaml}", source) + login
+    if mistake is None:
+        assert loaded(text).identity
+        return
+    (found,) = mistakes(text)
+    assert found.partition(": ")[2].startswith(mistake)
+
+
+CERTIFICATES = "client_certificates: {ca: ca.pem}"
+
+
+@pytest.mark.parametrize(
+    ("listener", "login", "mistake"),
+    [
+        ("tls: implicit, " + CERTIFICATES, MASTER, None),
+        ("tls: implicit, " + CERTIFICATES, "", "listeners[0].client_certificates: who comes with"),
+        ("tls: implicit, " + CERTIFICATES.replace("ca.pem", "tls.key"), MASTER, "listeners[0].client_certificates.ca"),
+        (
+            'tls: none, trusted_networks: ["10.0.0.0/8"], ' + CERTIFICATES,
+            MASTER,
+            "listeners[0].client_certificates: there are no certificates without TLS",
+        ),
+    ],
+)  # fmt: skip
+def test_client_certificates(
+    mistakes: Mistakes, loaded: Loaded, minimal: str, listener: str, login: str, mistake: str | None
+) -> None:
+    text = minimal.replace("tls: implicit", listener) + login
+    if mistake is None:
+        assert loaded(text).listeners[0].client_certificates is not None
+        return
+    (found,) = mistakes(text)
+    assert found.partition(": ")[2].startswith(mistake)
+
+
+def test_a_kind_of_source(loaded: Loaded, minimal: str) -> None:
+    text = minimal.replace("backends:", "  - http: {url: https://h/}\n  - backend: {}\nbackends:")
+    assert [source.kind for source in loaded(text).identity] == ["file", "http", "backend"]
