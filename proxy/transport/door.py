@@ -6,7 +6,8 @@ import ipaddress
 from collections.abc import Sequence
 
 from proxy.model import Endpoint
-from proxy.transport.tls import Context, ServerCertificates
+from proxy.settings.client_models import ClientCertificates
+from proxy.transport.tls import ClientAuthorities, Context, ServerCertificates
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -20,12 +21,19 @@ class Door:
         tls: str,
         trusted_networks: Sequence[Network],
         certificates: ServerCertificates | None,
+        client_certificates: ClientCertificates | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.name = str(endpoint)  # in logs and as a metric's label
         self.tls = tls  # implicit, starttls, none
         self._trusted_networks = tuple(trusted_networks)
-        self._context = certificates.base_context() if certificates is not None and tls != "none" else None
+        self.client_certificates = client_certificates  # None: clients are not asked for any
+        self._context: Context | None = None
+        if certificates is not None and tls != "none":
+            clients = None
+            if client_certificates is not None:
+                clients = ClientAuthorities(client_certificates.ca, required=client_certificates.required)
+            self._context = certificates.base_context(clients)
 
     @property
     def trusted(self) -> bool:

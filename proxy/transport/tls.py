@@ -4,6 +4,11 @@ Theory of operation. A listener has one base context that is made before the fir
 changed: session tickets are sealed with its keys, so a client resumes whatever certificate it was shown. The base
 context's servername callback, which OpenSSL calls with and without SNI, moves each connection to the context of
 the certificate that fits. Swapping certificates replaces those inner contexts and nothing else.
+
+A listener may ask clients for certificates too. OpenSSL takes whether and how deep to verify from the context that
+the connection began with, but whom to trust from the one it was moved to, so the base context and the inner ones are
+made with the same ClientAuthorities. Another listener's tickets are sealed with other keys: nobody gets around the
+check with them.
 """
 
 from __future__ import annotations
@@ -17,9 +22,12 @@ from typing import Any
 import service_identity
 from cryptography import x509
 from OpenSSL import SSL
+from OpenSSL.crypto import FILETYPE_ASN1, X509, X509StoreFlags, dump_certificate
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 from trio.lowlevel import wait_readable, wait_writable
 
+from proxy.settings.certificates import read_certificates
+from proxy.transport.client_certificate import ClientCertificate, read_client_certificate
 from proxy.transport.stream import RECORD_BYTES, ConnectionLost, Transport
 
 Context = SSL.Context  # for other rooms, which do not know pyOpenSSL
@@ -29,6 +37,9 @@ VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 _TLS13_CIPHERS = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 _ALPN = b"imap"  # RFC 8314 §7, IANA's ALPN registry
+# Between a client's certificate and a trusted one: more than anybody has, and a bound on what a stranger can ask for.
+_MOST_INTERMEDIATES = 8
+_VERIFY_ERRORS = {code: name for name, code in vars(SSL.X509VerificationCodes).items() if name.startswith("ERR_")}
 
 WouldRead: tuple[type[Exception], ...] = (SSL.WantReadError, BlockingIOError)
 WouldWrite: tuple[type[Exception], ...] = (SSL.WantWriteError, BlockingIOError)
@@ -46,6 +57,13 @@ class TlsFailed(Exception):
 
 class _NoCommonProtocol(Exception):
     """The client offers ALPN protocols and imap is not among them."""
+
+
+def _handshake_failure(connection: SSL.Connection, error: SSL.Error) -> TlsFailed:
+    detail = _describe(error)
+    problem = connection.get_app_data()  # see _note_problem
+    refused = "certificate verify failed" in detail or "peer did not return a certificate" in detail
+    return TlsFailed("certificate" if refused else "protocol", f"{detail}: {problem}" if problem else detail)
 
 
 def _describe(error: SSL.Error) -> str:
@@ -79,7 +97,41 @@ def _select_alpn(connection: SSL.Connection, offered: list[bytes]) -> bytes:
     raise _NoCommonProtocol
 
 
-def _server_context(minimum_version: str) -> SSL.Context:
+class ClientAuthorities:
+    """Who vouches for the clients of a listener, and whether they have to show a certificate.
+
+    The file is read once: a ticket stands for a check against these authorities for as long as the listener lives.
+
+    Raises:
+        ValueError: The file holds no certificate. The settings room has checked it before.
+    """
+
+    def __init__(self, ca: Path, *, required: bool) -> None:
+        self._certificates = read_certificates(ca)
+        self._mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0)
+
+    def guard(self, context: SSL.Context) -> None:
+        """Ask clients for certificates, for use by clients (RFC 5280 §4.2.1.12), of these authorities alone."""
+        context.set_verify(self._mode, _note_problem)
+        context.set_verify_depth(_MOST_INTERMEDIATES)
+        store = context.get_cert_store()
+        assert store is not None
+        # Whoever trusts an intermediate authority alone does not trust its siblings.
+        store.set_flags(X509StoreFlags.PARTIAL_CHAIN)
+        for certificate in self._certificates:
+            store.add_cert(X509.from_cryptography(certificate))
+            context.add_client_ca(certificate)
+
+
+def _note_problem(connection: SSL.Connection, certificate: X509, code: int, depth: int, ok: int) -> bool:
+    """Leave OpenSSL's verdict as it is, but keep its reason, which pyOpenSSL's errors do not tell."""
+    if not ok:
+        problem = _VERIFY_ERRORS.get(code, f"ERROR_{code}")
+        connection.set_app_data(problem.removeprefix("ERR_").replace("_", " ").lower())
+    return bool(ok)
+
+
+def _server_context(minimum_version: str, clients: ClientAuthorities | None) -> SSL.Context:
     context = _new_context(SSL.TLS_SERVER_METHOD, minimum_version)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # resumption is by tickets alone: no memory per client
     context.set_session_id(b"imap-porter")
@@ -87,7 +139,25 @@ def _server_context(minimum_version: str) -> SSL.Context:
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
     context.set_tls13_ciphersuites(_TLS13_CIPHERS)
     context.set_alpn_select_callback(_select_alpn)
+    if clients is not None:
+        clients.guard(context)
     return context
+
+
+class _Choice:
+    """The inner contexts of listeners that verify clients alike, by certificates' names; b"" is the default."""
+
+    def __init__(self, contexts: dict[bytes, SSL.Context]) -> None:
+        self.contexts = contexts
+
+    def apply(self, connection: SSL.Connection) -> None:
+        """Move a connection to the context of the certificate that fits."""
+        name = (connection.get_servername() or b"").lower().rstrip(b".")
+        context = self.contexts.get(name)
+        if context is None and b"." in name:
+            context = self.contexts.get(b"*" + name[name.index(b".") :])
+        # An unknown name gets the default certificate, as mail clients expect, and leaves no trace here.
+        connection.set_context(context or self.contexts[b""])
 
 
 class ServerCertificates:
@@ -99,39 +169,42 @@ class ServerCertificates:
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]], minimum_version: str) -> None:
         self._minimum_version = minimum_version
-        self.swap(pairs)
+        self._pairs = tuple(pairs)
+        self._choices: dict[ClientAuthorities | None, _Choice] = {None: _Choice(self._load(pairs, None))}
 
     def swap(self, pairs: Sequence[tuple[Path, Path]]) -> None:
         """Use other files from the next handshake on; all or nothing."""
-        contexts = []
-        by_name: dict[bytes, SSL.Context] = {}
+        loaded = {clients: self._load(pairs, clients) for clients in self._choices}
+        for clients, contexts in loaded.items():
+            self._choices[clients].contexts = contexts
+        self._pairs = tuple(pairs)
+
+    def base_context(self, clients: ClientAuthorities | None = None) -> SSL.Context:
+        """A context for a listener's lifetime; see the theory of operation.
+
+        Args:
+            clients: Who vouches for the clients' certificates; None: they are not asked for any.
+        """
+        if clients not in self._choices:
+            self._choices[clients] = _Choice(self._load(self._pairs, clients))
+        base = _server_context(self._minimum_version, clients)
+        base.set_tlsext_servername_callback(self._choices[clients].apply)
+        return base
+
+    def _load(self, pairs: Sequence[tuple[Path, Path]], clients: ClientAuthorities | None) -> dict[bytes, SSL.Context]:
+        assert pairs
+        contexts: dict[bytes, SSL.Context] = {}
         for certificate, private_key in pairs:
-            context = _server_context(self._minimum_version)
+            context = _server_context(self._minimum_version, clients)
             context.use_certificate_chain_file(str(certificate))
             context.use_privatekey_file(str(private_key))
             context.check_privatekey()
-            contexts.append(context)
-            for name in _certificate_names(certificate):
-                by_name.setdefault(name, context)
-        self._default, self._by_name = contexts[0], by_name
-
-    def base_context(self) -> SSL.Context:
-        """A context for a listener's lifetime; see the theory of operation."""
-        base = _server_context(self._minimum_version)
-        base.set_tlsext_servername_callback(self._choose)
-        return base
-
-    def _choose(self, connection: SSL.Connection) -> None:
-        name = (connection.get_servername() or b"").lower().rstrip(b".")
-        context = self._by_name.get(name)
-        if context is None and b"." in name:
-            context = self._by_name.get(b"*" + name[name.index(b".") :])
-        # An unknown name gets the default certificate, as mail clients expect, and leaves no trace here.
-        connection.set_context(context or self._default)
+            for name in (b"", *_certificate_names(certificate)):
+                contexts.setdefault(name, context)
+        return contexts
 
 
 def _certificate_names(path: Path) -> Iterable[bytes]:
-
     certificate = x509.load_pem_x509_certificate(path.read_bytes())
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
@@ -152,6 +225,11 @@ async def accept_tls(sock: socket.socket, base: SSL.Context, *, speaks_first: bo
     connection = SSL.Connection(base, sock)
     connection.set_accept_state()
     await _shake_hands(connection, sock, cork=speaks_first)
+    if base.get_verify_mode() != SSL.VERIFY_NONE:
+        # A resumed session carries the certificate of its first handshake, and every resumption brings a new ticket.
+        certificate = connection.get_peer_certificate()
+        if certificate is not None and certificate.has_expired():
+            raise TlsFailed("certificate", "certificate has expired since the session began")
     return TlsStream(sock, connection, corked=speaks_first)
 
 
@@ -174,7 +252,9 @@ async def _shake_hands(connection: SSL.Connection, sock: socket.socket, *, cork:
         except SSL.SysCallError as exc:
             raise TlsFailed("closed", _describe(exc)) from exc
         except SSL.Error as exc:
-            raise TlsFailed("protocol", _describe(exc)) from exc
+            with contextlib.suppress(OSError):  # what the peer said meanwhile, unread, would reset our alert away
+                sock.recv(RECORD_BYTES)
+            raise _handshake_failure(connection, exc) from exc
         else:
             return
 
@@ -257,6 +337,27 @@ class TlsStream:
     @property
     def transport(self) -> Transport:
         return self.connection
+
+    def channel_binding(self) -> bytes | None:
+        """What both ends of this connection know and no other (`tls-exporter`, RFC 9266).
+
+        None: TLS is older than 1.3, where it would need the extended master secret (RFC 9266 §4.2), which pyOpenSSL
+        does not tell.
+        """
+        if self.connection.get_protocol_version() < SSL.TLS1_3_VERSION:
+            return None
+        return self.connection.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
+
+    def client_certificate(self, field: str) -> ClientCertificate | None:
+        """Whom the client's certificate names, where the listener asks for one and the client has shown one.
+
+        Args:
+            field: A value of the setting `client_certificates.name`.
+        """
+        certificate = self.connection.get_peer_certificate()
+        if certificate is None:
+            return None
+        return read_client_certificate(dump_certificate(FILETYPE_ASN1, certificate), field)
 
     async def receive(self) -> bytes:
         while True:

@@ -334,10 +334,45 @@ async def test_new_files_are_shown_to_new_clients_and_tickets_stay_good(
         listener.close()
 
 
-def test_a_swap_is_all_or_nothing(issue: Callable[..., tuple[Path, Path]]) -> None:
-    good, other = issue("good.example"), issue("other.example")
-    certificates = ServerCertificates([good], "1.2")
-    before = certificates._default
+async def test_a_swap_is_all_or_nothing(sockets: Pair, issue: Callable[..., tuple[Path, Path]]) -> None:
+    old, new, other = issue("old.example"), issue("new.example"), issue("other.example")
+    certificates = ServerCertificates([old], "1.2")
     with pytest.raises(SSL.Error):
-        certificates.swap([good, (good[0], other[1])])
-    assert certificates._default is before
+        certificates.swap([new, (new[0], other[1])])
+    client, _ = await shake_hands(sockets, certificates, client_context(None, verify=False), host="new.example")
+    assert peer_name(client) == "old.example"
+
+
+# --- tls-exporter ---
+
+
+def exported(client: TlsStream) -> bytes:
+    """What RFC 9266 §2 has a client compute."""
+    return client.connection.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
+
+
+async def test_both_ends_know_the_channel_binding_and_no_other_connection_has_it(
+    issue: Callable[..., tuple[Path, Path]],
+) -> None:
+    certificates = ServerCertificates([issue("localhost")], "1.2")
+    seen = set()
+    for _ in range(3):
+        here, there = socket.socketpair()
+        with here, there:
+            here.setblocking(False)
+            there.setblocking(False)
+            client, server = await shake_hands((here, there), certificates, client_context(None, verify=False))
+            binding = server.channel_binding()
+            assert binding is not None
+            assert len(binding) == 32
+            assert binding == server.channel_binding() == client.channel_binding() == exported(client)
+            seen.add(binding)
+    assert len(seen) == 3
+
+
+async def test_an_older_tls_has_no_channel_binding(sockets: Pair, issue: Callable[..., tuple[Path, Path]]) -> None:
+    context = client_context(None, verify=False)
+    context.set_max_proto_version(SSL.TLS1_2_VERSION)
+    client, server = await shake_hands(sockets, ServerCertificates([issue("localhost")], "1.2"), context)
+    assert client.connection.get_protocol_version_name() == "TLSv1.2"
+    assert server.channel_binding() is None
