@@ -29,7 +29,7 @@ class Origin:
 
     client: Endpoint
     secure: bool = False  # inside TLS
-    tries: int = 1  # the how manieth offer on this connection
+    tries: int = 1  # which offer on this connection this is, from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,14 @@ class ScramKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyShape:
+    """What can be told of SCRAM keys from outside, and so has to look alike for names that nobody knows."""
+
+    iterations: int
+    salt_octets: int
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """What a source knows about a name without being shown a secret."""
 
@@ -82,6 +90,7 @@ class Credentials:
     authorization_identity: str  # "": the same as the authentication identity
     secret: bytes = field(repr=False)  # a password or a token; b"" where the mechanism has none to show
     proven: Account | None = None  # SCRAM: whose keys the client has shown to know; None: nobody's
+    problem: str = ""  # SCRAM: why nothing could be proven, where the keys were not even looked at; for the log
     expires_at: float | None = None  # EXTERNAL: the end of the certificate, Unix time
 
 
@@ -94,9 +103,14 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class AccountWanted:
-    """A mechanism cannot go on before it knows the account of this name (RFC 5802 §5)."""
+    """A mechanism cannot go on before it knows the account of this name (RFC 5802 §5).
 
-    name: str  # as the client wrote it, decoded as in Credentials
+    The values are as in Credentials.
+    """
+
+    mechanism: str
+    name: str
+    authorization_identity: str = ""
 
 
 class MalformedResponse(Exception):

@@ -80,7 +80,14 @@ class Refused(Exception):
     """The login cannot go on. `outcome` chooses the reply; `detail` goes to the log only."""
 
     def __init__(
-        self, outcome: Outcome, detail: str = "", *, step: str = "", limit: str = "", wait_seconds: float = 0.0
+        self,
+        outcome: Outcome,
+        detail: str = "",
+        *,
+        step: str = "",
+        limit: str = "",
+        wait_seconds: float = 0.0,
+        person: bool = False,
     ) -> None:
         super().__init__(outcome, detail)
         self.outcome = outcome
@@ -88,6 +95,7 @@ class Refused(Exception):
         self.step = step  # where a backend login stuck: connect tls greeting starttls capability id login
         self.limit = limit  # which limit was reached, for the log and metrics
         self.wait_seconds = wait_seconds  # the client hears of it not before this much time has passed
+        self.person = person  # the trouble is this account's; whoever was asked is well
 
     def __str__(self) -> str:
         return f"{self.outcome}: {self.detail}" if self.detail else str(self.outcome)

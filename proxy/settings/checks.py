@@ -100,6 +100,21 @@ def _someone_is_placed(settings: Settings) -> Iterator[Finding]:
         yield Finding(("backends", "servers"), "every server has weight 0, so that no user could be placed")
 
 
+def _one_entry_is_one_person(settings: Settings) -> Iterator[Finding]:
+    # Security: with her own password ann@a.example could log in as ann@b.example, who is somebody else.
+    if settings.names.default_domain is not None:
+        return
+    for index, source in enumerate(settings.identity):
+        if source.ldap is not None and source.ldap.found_by_local_part:
+            key = ("user_dn",) if source.ldap.search is None else ("search", "filter")
+            problem = (
+                "whoever has the entry of ann could be ann of any domain; put {name}, or {domain} beside {local}, into "
+                "it so that nothing fits without, or let the entry tell its owner's name, attributes: {name: mail}, or "
+                "set names.default_domain: then only names of that domain are known here"
+            )
+            yield Finding(("identity", index, "ldap", *key), problem)
+
+
 def _backend_decides_last(settings: Settings) -> Iterator[Finding]:
     backends = [index for index, source in enumerate(settings.identity) if source.backend is not None]
     if backends and backends[0] != len(settings.identity) - 1:
@@ -163,6 +178,17 @@ def _answers_come_in_time(settings: Settings) -> Iterator[Finding]:
         yield Finding(("limits", "failed_login_delay"), problem)
 
 
+def _sources_answer_in_time(settings: Settings) -> Iterator[Finding]:
+    deadline = settings.timeouts.login
+    for index, source in enumerate(settings.identity):
+        for kind, given in (("ldap", source.ldap), ("oauth", source.oauth), ("http", source.http)):
+            if given is not None and given.timeout >= deadline:
+                problem = (
+                    f"{duration_text(given.timeout)} is not shorter than timeouts.login, {duration_text(deadline)}"
+                )
+                yield Finding(("identity", index, kind, "timeout"), problem)
+
+
 CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"listeners", "tls"}), _certificates_given),
     (frozenset({"tls"}), _certificates_fit),
@@ -172,10 +198,12 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"listeners", "admin", "metrics"}), _addresses_differ),
     (frozenset({"backends"}), _servers_differ),
     (frozenset({"backends"}), _someone_is_placed),
+    (frozenset({"identity", "names"}), _one_entry_is_one_person),
     (frozenset({"identity"}), _backend_decides_last),
     (frozenset({"identity", "backends"}), _backend_sees_the_secret),
     (frozenset({"identity", "backends"}), _backend_login_has_a_secret),
     (frozenset({"listeners", "backends"}), _certificates_are_enough),
     (frozenset({"names", "backends"}), _separators_agree),
     (frozenset({"limits", "timeouts"}), _answers_come_in_time),
+    (frozenset({"identity", "timeouts"}), _sources_answer_in_time),
 )

@@ -6,8 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from proxy.settings.identity_values import ClaimMap, Headers, LdapMap, LdapUrlValue, Map, Template, WebUrl
+from proxy.settings.identity_values import (
+    Audience,
+    ClaimMap,
+    Headers,
+    LdapMap,
+    LdapUrlValue,
+    Map,
+    Template,
+    WebUrl,
+    dn_tells_domains_apart,
+    filter_tells_domains_apart,
+)
 from proxy.settings.section import NEW_SESSIONS, Section, misplaced
+from proxy.settings.units import duration_text
 from proxy.settings.values import Duration, ExistingFile, SecretValue, Text, duration
 
 _NOTHING: Any = Map()
@@ -65,7 +77,9 @@ class LdapSearch(Section):
     )
     filter: Template = Field(
         description="With `{name}` for the canonical name, `{local}` for its part before the `@` and `{domain}` for "
-        "the part behind it; they are escaped (RFC 4515).",
+        "the part behind it; they are escaped (RFC 4515). Where an entry may fit by `{local}` alone, either "
+        "`attributes.name` tells whose it is, or `names.default_domain` is set and names of other domains are not "
+        "known here.",
         examples=["(&(objectClass=inetOrgPerson)(mail={name}))"],
         json_schema_extra=NEW_SESSIONS,
     )
@@ -93,8 +107,9 @@ class LdapIdentity(Section):
     user_dn: Template | None = Field(
         default=None,
         description="The entry's name itself, with `{name}`, `{local}` and `{domain}` (escaped, RFC 4514); this or "
-        "`search`. A bind that fails is then a no for every name, known or not.",
-        examples=["uid={local},ou=people,dc=example,dc=org"],
+        "`search`, and what is said there of `{local}` alone. A bind that fails is then a no for every name, known or "
+        "not.",
+        examples=["uid={local},ou={domain},dc=example,dc=org"],
         json_schema_extra=NEW_SESSIONS,
     )
     attributes: LdapMap = Field(
@@ -108,6 +123,12 @@ class LdapIdentity(Section):
     start_tls: bool = Field(
         default=False,
         description="StartTLS on `ldap://` connections, before anything else is said.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+    insecure: bool = Field(
+        default=False,
+        description="Whether `ldap://` without `start_tls` may lead to another machine: whoever is on the way there "
+        "reads every password, the users' and the proxy's own, and can answer in the directory's place.",
         json_schema_extra=NEW_SESSIONS,
     )
     ca: ExistingFile | None = Field(
@@ -125,11 +146,14 @@ class LdapIdentity(Section):
         json_schema_extra=NEW_SESSIONS,
     )
     connect_timeout: Duration = Field(
-        default=2.0, description="TCP and TLS with one server.", json_schema_extra=NEW_SESSIONS
+        default=2.0,
+        description="TCP and TLS with one server; not longer than `timeout`.",
+        json_schema_extra=NEW_SESSIONS,
     )
     timeout: Duration = Field(
         default=5.0,
-        description="One whole login at the directory, all servers together; it includes waiting for a connection.",
+        description="One whole login at the directory, all servers together; it includes waiting for a connection. "
+        "Shorter than `timeouts.login`.",
         json_schema_extra=NEW_SESSIONS,
     )
 
@@ -145,6 +169,33 @@ class LdapIdentity(Section):
         if "scram" in self.attributes and self.bind is None:
             raise misplaced("attributes", "scram needs bind: the keys are no one's to read anonymously")
         return self
+
+    @model_validator(mode="after")
+    def _passwords_are_hidden(self) -> LdapIdentity:
+        if self.start_tls or self.insecure:
+            return self
+        for url in self.urls:
+            if url.scheme == "ldap" and not url.local:
+                way_out = "write ldaps://, or set start_tls: true; insecure: true accepts it"
+                raise misplaced("urls", f'"{url}": passwords would pass in clear; {way_out}')
+        return self
+
+    @model_validator(mode="after")
+    def _connects_in_time(self) -> LdapIdentity:
+        # Where only `timeout` is written, it ends connecting too.
+        if "connect_timeout" in self.model_fields_set and self.connect_timeout > self.timeout:
+            given, most = duration_text(self.connect_timeout), duration_text(self.timeout)
+            raise misplaced("connect_timeout", f"{given} is longer than timeout, {most}, which ends it sooner")
+        return self
+
+    @property
+    def found_by_local_part(self) -> bool:
+        """Whether names that differ in their domain could have one entry, and it does not tell whose it is."""
+        if "name" in self.attributes:
+            return False
+        if self.search is not None:
+            return not filter_tells_domains_apart(self.search.filter)
+        return self.user_dn is not None and not dn_tells_domains_apart(self.user_dn)
 
 
 class Introspection(Section):
@@ -173,8 +224,8 @@ class OAuthIdentity(Section):
 
     issuer: WebUrl | None = Field(
         default=None,
-        description="The issuer, exactly as its tokens spell it (`iss`). Its keys are found by discovery. Required, "
-        "except where introspection alone is used.",
+        description="The issuer, exactly as its tokens spell it (`iss`), without a query. Its keys are found by "
+        "discovery. Required, except where introspection alone is used.",
         examples=["https://id.example.org"],
         json_schema_extra=NEW_SESSIONS,
     )
@@ -189,8 +240,8 @@ class OAuthIdentity(Section):
         description="For tokens that are no JWT; without `issuer` for all.",
         json_schema_extra=NEW_SESSIONS,
     )
-    audience: Text = Field(
-        description="What `aud` has to hold: this proxy's name at the issuer.",
+    audience: Audience = Field(
+        description="What `aud` has to hold: this proxy's name at the issuer. Of a list, one of them suffices.",
         examples=["imap"],
         json_schema_extra=NEW_SESSIONS,
     )
@@ -208,7 +259,7 @@ class OAuthIdentity(Section):
     attributes: ClaimMap = Field(
         default=_NOTHING,
         description="Other claims to keep. `backend`: the backend, which wins over the hash. Any other key goes into "
-        "the identity's attributes.",
+        "the identity's attributes. The name is `name_claim`'s alone.",
         examples=[{"backend": "mail_host"}],
         json_schema_extra=NEW_SESSIONS,
     )
@@ -229,6 +280,10 @@ class OAuthIdentity(Section):
             raise misplaced("jwks_url", "needs issuer: a key alone does not say whose tokens count")
         if self.issuer is None and self.introspection is None:
             raise ValueError("expected issuer, for tokens that are JWTs, or introspection, for those that are not")
+        if self.issuer is not None and "?" in self.issuer:
+            raise misplaced("issuer", "an issuer has no query, nothing behind ? (RFC 8414 §2)")
+        if "name" in self.attributes:
+            raise misplaced("attributes", "name is not one of them: name_claim says which claim is the user's name")
         return self
 
 

@@ -13,9 +13,10 @@ from urllib.parse import unquote, urlsplit
 from proxy.model import Endpoint
 from proxy.settings import addresses
 from proxy.settings.secret import Secret, read_secret
-from proxy.settings.values import Spelled
+from proxy.settings.values import Spelled, parse_plain_text
 
 LDAP_PORTS = {"ldap": 389, "ldaps": 636}
+_WEB_PORTS = {"http": 80, "https": 443}
 TEMPLATE_NAMES = ("name", "local", "domain")
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -23,6 +24,8 @@ _MAP_KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _LDAP_ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9-]*(;[A-Za-z0-9-]+)*|[0-9]+(\.[0-9]+)+")  # RFC 4512 §2.5
 _CLAIM = re.compile(r"[\x21-\x7e]{1,256}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110 §5.6.2
+_LENGTHS_AND_CONNECTIONS = frozenset({"connection", "content-length", "transfer-encoding"})
+_WHO_ASKS = frozenset({"client-ip", "client-host"})
 
 
 _Value = TypeVar("_Value", bound=Hashable, covariant=True)
@@ -63,6 +66,11 @@ class LdapUrl:
     endpoint: Endpoint | None  # of ldap and ldaps
     socket: str | None  # the path of ldapi
     text: str  # as it was written
+
+    @property
+    def local(self) -> bool:
+        """Whether what is said to it stays on this machine."""
+        return self.endpoint is None or _is_loopback(self.endpoint.host)
 
     def __str__(self) -> str:
         return self.text
@@ -105,7 +113,7 @@ def parse_web_url(value: object) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         raise ValueError(f"expected a URL, {example}") from None
-    if parts.scheme not in ("https", "http") or not host:
+    if parts.scheme not in _WEB_PORTS or not host:
         raise ValueError(f"expected an https:// URL, {example}")
     if parts.username is not None or parts.password is not None:
         raise ValueError("a URL has no name or password in it; they have keys of their own")
@@ -113,7 +121,13 @@ def parse_web_url(value: object) -> str:
         raise ValueError(f"expected nothing behind #, {example}")
     if parts.scheme == "http" and not _is_loopback(host):
         raise ValueError("secrets and keys pass here: https, or http on loopback only, e.g. http://127.0.0.1:9000/auth")
+    addresses.parse_host_and_port(parts.netloc, _WEB_PORTS[parts.scheme], example)
     return value
+
+
+def without_query(url: str) -> str:
+    """A URL as the log and the command may repeat it: a query may hold a key."""
+    return url.partition("?")[0]
 
 
 def _is_loopback(host: str) -> bool:
@@ -140,6 +154,49 @@ def parse_template(value: object) -> str:
     if "name" not in found and "local" not in found:
         raise ValueError("everybody would be the same person: put {name} or {local} into it")
     return value
+
+
+def dn_tells_domains_apart(template: str) -> bool:
+    """Whether a name is in a distinguished name with its domain."""
+    return "domain" in _parts(template)
+
+
+def filter_tells_domains_apart(template: str) -> bool:
+    """Whether an entry fits a filter only with the domain of the name in it.
+
+    `(|(uid={local})(mail={name}))` lets it fit without.
+    """
+    return "domain" in _parts_in_any_case(iter(re.findall(r"[()]|[^()]+", template)))
+
+
+def _parts_in_any_case(tokens: Iterator[str]) -> frozenset[str]:
+    """The parts of a name that are looked at however an entry comes to fit; up to the ")" of a component.
+
+    Source: RFC 4515 §3. Whether it is a filter at all is for ldap3 to say.
+    """
+    text, inner = "", []
+    for each in tokens:
+        if each == ")":
+            break
+        if each == "(":
+            inner.append(_parts_in_any_case(tokens))
+        else:
+            text += each
+    if not inner:
+        return _parts(text)
+    match text.strip():
+        case "|":
+            return frozenset.intersection(*inner)
+        case "!":
+            return frozenset()
+        case _:
+            return frozenset().union(*inner)
+
+
+def _parts(text: str) -> frozenset[str]:
+    """Which of local and domain are filled into a text."""
+    found = frozenset(_PLACEHOLDER.findall(text))
+    return frozenset({"local", "domain"}) if "name" in found else found
 
 
 def parse_ldap_map(value: object) -> Map[str]:
@@ -175,6 +232,8 @@ def parse_headers(value: object, folder: Path) -> Map[str | Secret]:
     for name, given in value.items():
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
             raise ValueError("expected the name of a header field, e.g. X-Auth-Key")
+        if problem := _header_name_problem(name):
+            raise ValueError(f"{name}: {problem}")
         if isinstance(given, dict):
             secret = read_secret(given, folder)
             if not (secret.value.isascii() and secret.value.decode("ascii").isprintable()):
@@ -187,8 +246,37 @@ def parse_headers(value: object, folder: Path) -> Map[str | Secret]:
     return Map(headers)
 
 
+def _header_name_problem(name: str) -> str:
+    """Why a field is not the settings' to give; "": it is. `Host` is: nginx lets it be set, too."""
+    name = name.lower()
+    if name.startswith("auth-"):
+        return "Auth-* is what the service is asked; take another name, e.g. X-Auth-Key"
+    if name in _WHO_ASKS:
+        return "it tells the service about the client, and is not the same for all"
+    if name in _LENGTHS_AND_CONNECTIONS:
+        return "HTTP itself sets it, from request to request"
+    return ""
+
+
 def _show_headers(headers: Mapping[str, str | Secret]) -> dict[str, Any]:
     return {name: {each.kind: each.place} if isinstance(each, Secret) else each for name, each in headers.items()}
+
+
+def parse_audience(value: object) -> tuple[str, ...]:
+    """One text, or a list of them.
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    if isinstance(value, str):
+        return (parse_plain_text(value),)
+    if not isinstance(value, list) or not value:
+        raise ValueError("expected text or a list of texts, e.g. imap or [imap, webmail]")
+    return tuple(map(parse_plain_text, value))
+
+
+def _show_audience(audience: tuple[str, ...]) -> str | list[str]:
+    return audience[0] if len(audience) == 1 else list(audience)
 
 
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string", "minLength": 1}}
@@ -214,5 +302,15 @@ Headers = Annotated[
         parse_headers,
         _show_headers,
         {"type": "object", "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "object"}]}},
+    ),
+]
+_ONE_TEXT = {"type": "string", "minLength": 1}
+Audience = Annotated[
+    tuple[str, ...],
+    Spelled(
+        "text or list of texts",
+        lambda value, _: parse_audience(value),
+        _show_audience,
+        {"anyOf": [_ONE_TEXT, {"type": "array", "items": _ONE_TEXT, "minItems": 1}]},
     ),
 ]

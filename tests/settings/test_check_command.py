@@ -56,12 +56,39 @@ def test_good_settings_as_json(good: Path, capsys: pytest.CaptureFixture[str]) -
     assert "s3cret" not in out
     document = json.loads(out)
     assert document["ok"] is True
-    assert document["listeners"] == [{"address": "[::]:993", "tls": "implicit", "trusted_networks": []}]
+    listener = {"address": "[::]:993", "tls": "implicit", "trusted_networks": [], "client_certificates": None}
+    assert document["listeners"] == [listener]
+    assert "connect" not in document
     assert document["certificates"][0]["names"] == ["mail.example.org", "192.0.2.1"]
     assert datetime.fromisoformat(document["certificates"][0]["not_after"]) > datetime.now(UTC)
     assert document["backends"] == [{"name": "dovecot-1", "url": "imaps://10.0.0.11:993", "weight": 1}]
     assert (document["admin"], document["metrics"]) == (None, "127.0.0.1:9142")
     assert {"key": "timeouts.login", "value": "90s", "default": "2m"} in document["differs"]
+
+
+def test_where_sources_stand(folder: Path, minimal: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "porter.yaml").write_text(
+        minimal.replace("tls: implicit}", "tls: implicit, client_certificates: {ca: ca.pem, required: true}}").replace(
+            "  - file: {path: users.yaml}\n",
+            """\
+  - ldap: {urls: ["ldaps://a.example", "ldaps://b.example:3636"], user_dn: "uid={name},dc=example"}
+  - oauth: {issuer: "https://id.example", audience: imap}
+  - oauth:
+      audience: imap
+      introspection: {url: "https://id.example/ask?key=k3y", client_id: porter, client_secret: {file: master.password}}
+  - http: {url: "http://127.0.0.1:9000/auth?key=k3y"}
+""",
+        )
+        + "  login: {method: master, name: porter, password: {file: master.password}}\n"
+    )
+    assert check(folder / "porter.yaml", False) == 0
+    out, _ = capsys.readouterr()
+    rows = [line.split() for line in out.splitlines()]
+    assert ["identity", "ldap", "ldaps://a.example", "ldaps://b.example:3636"] in rows
+    assert ["identity", "oauth", "https://id.example"] in rows
+    assert ["identity", "oauth", "https://id.example/ask"] in rows
+    assert ["identity", "http", "http://127.0.0.1:9000/auth"] in rows
+    assert "[::]:993  tls implicit, client certificates required, by san.email" in out
 
 
 def test_mistakes(bad: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,55 @@ def test_the_backend_decides_last(mistakes: Mistakes, minimal: str, after: str) 
     assert found.startswith("6: identity[0].backend: backend decides for everyone, so what follows is never asked")
 
 
+ENTRIES = [
+    ('user_dn: "uid={local},dc=x"', "user_dn"),
+    ('search: {base: dc=x, filter: "(uid={local})"}', "search.filter"),
+    ('search: {base: dc=x, filter: "(&(objectClass=person)(|(uid={local})(cn={local})))"}', "search.filter"),
+    # An entry may fit without the domain.
+    ('search: {base: dc=x, filter: "(|(uid={local})(mail={name}))"}', "search.filter"),
+    ('search: {base: dc=x, filter: "(&(uid={local})(!(o={domain})))"}', "search.filter"),
+    ('user_dn: "uid={name},dc=x"', None),
+    ('user_dn: "uid={local},ou={domain},dc=x"', None),
+    ('search: {base: dc=x, filter: "(&(uid={local})(o={domain}))"}', None),
+    ('search: {base: dc=x, filter: "(&(|(objectClass=a)(objectClass=b))(uid={local})(o={domain}))"}', None),
+    ('search: {base: dc=x, filter: "(|(mail={name})(&(uid={local})(o={domain}))(mail={local}@{domain}))"}', None),
+]
+
+
+@pytest.mark.parametrize(("way", "key"), ENTRIES)
+def test_an_entry_is_one_persons(
+    mistakes: Mistakes, loaded: Callable[[str], Settings], minimal: str, way: str, key: str | None
+) -> None:
+    text = minimal.replace("file: {path: users.yaml}", f"ldap: {{urls: ['ldaps://h'], {way}}}")
+    if key is None:
+        assert loaded(text).identity[0].ldap
+        return
+    (found,) = mistakes(text)
+    assert found.startswith(f"6: identity[0].ldap.{key}: whoever has the entry of ann could be ann of any domain; put ")
+    for way_out in ("{name}", "{domain}", "attributes: {name: mail}", "names.default_domain"):
+        assert way_out in found
+    # Two of them:
+    assert loaded(text + "names: {default_domain: example.org}\n").identity
+    assert loaded(text.replace(f"{way}", f"{way}, attributes: {{name: mail}}")).identity
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        ('ldap: {urls: ["ldaps://h"], user_dn: "uid={name}", timeout: 10s}', "ldap.timeout"),
+        ("http: {url: https://h/, timeout: 10s}", "http.timeout"),
+        ("oauth: {audience: imap, issuer: https://i, timeout: 10s}", "oauth.timeout"),
+    ],
+)
+def test_a_source_answers_in_time(
+    mistakes: Mistakes, loaded: Callable[[str], Settings], minimal: str, source: str, key: str
+) -> None:
+    text = ending(minimal.replace("file: {path: users.yaml}", source), MASTER)
+    found = mistakes(text + "timeouts: {login: 10s}\n")
+    assert found == [f"6: identity[0].{key}: 10s is not shorter than timeouts.login, 10s"]
+    assert loaded(text + "timeouts: {login: 11s}\n").identity
+
+
 def test_the_master_separator_is_refused_in_names(mistakes: Mistakes, minimal: str) -> None:
     (found,) = mistakes(ending(minimal, MASTER.replace('"*"', '"%"')))
     assert found.startswith('10: backends.login.separator: "%" differs from names.master_separator "*"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 
 from proxy.settings.identity_values import (
     Map,
+    parse_audience,
     parse_claim_map,
     parse_headers,
     parse_ldap_map,
     parse_ldap_url,
     parse_template,
     parse_web_url,
+    without_query,
 )
 from proxy.settings.models import Settings
 
@@ -73,6 +76,15 @@ BAD_WEB_URLS = [
     ("https://", "expected an https:// URL"),
     ("https://a b", "expected a URL"),
     ("https://h:99999/", "expected a URL"),
+    ("https://h:0/", "port 0"),
+    ("https://id..example.org", "expected a host's name"),
+    ("https://.example.org/hunter2", "expected a host's name"),
+    (f"https://{'x' * 64}.example.org", "expected a host's name"),
+    ("https://-id.example.org?hunter2", "expected a host's name"),
+    ("https://id.example.1/", "expected a host's name"),
+    ("https://id%2eexample.org/", "expected a host's name"),
+    ("https://id\\.example.org/", "expected a host's name"),
+    ("https://[::1]x/", "expected"),
     ("https://user:hunter2@h/", "no name or password"),
     ("https://h/#hunter2", "nothing behind #"),
     ("http://id.example.org/hunter2", "http on loopback only"),
@@ -87,6 +99,11 @@ def test_bad_web_url(value: object, problem: str) -> None:
     with pytest.raises(ValueError, match=problem) as caught:
         parse_web_url(value)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["https://h/a", "https://h/a?key=hunter2", "https://h/a?key=hunter2?"])
+def test_without_query(url: str) -> None:
+    assert without_query(url) == "https://h/a"
 
 
 @pytest.mark.parametrize("template", ["(mail={name})", "(&(uid={local})(o={domain}))", "uid={local},dc=x", "{name}"])
@@ -148,14 +165,55 @@ def test_headers(tmp_path: Path) -> None:
         assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("Auth-User", "Auth-User: Auth-\\* is what the service is asked"),
+        ("auth-pass", "auth-pass: Auth-\\* is what"),
+        ("AUTH-X", "AUTH-X: Auth-\\* is what"),
+        ("Client-IP", "Client-IP: it tells the service about the client"),
+        ("client-host", "client-host: it tells"),
+        ("content-length", "content-length: HTTP itself sets it"),
+        ("Transfer-Encoding", "Transfer-Encoding: HTTP itself"),
+        ("Connection", "Connection: HTTP itself"),
+    ],
+)
+def test_headers_that_are_not_the_settings(tmp_path: Path, name: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem) as caught:
+        parse_headers({"X-Site": "one", name: "s3cret"}, tmp_path)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_headers_that_look_alike(tmp_path: Path) -> None:
+    given = {"Host": "auth.example.org", "Authorization": "Bearer x", "X-Auth-User": "x", "X-Client-IP": "x"}
+    assert dict(parse_headers(given, tmp_path)) == given
+
+
+def test_audience() -> None:
+    assert parse_audience("imap") == ("imap",)
+    assert parse_audience(["imap", "webmail"]) == ("imap", "webmail")
+    for bad in (None, 5, "", [], ["imap", ""], ["imap", 5], [["imap"]], {"imap": 1}, "a\n"):
+        with pytest.raises(ValueError, match="expected"):
+            parse_audience(bad)
+
+
+def test_audience_is_written_as_it_was_read(loaded: Loaded, minimal: str) -> None:
+    for written in ("imap", ["imap", "webmail"]):
+        source = f"oauth: {{issuer: https://i, audience: {json.dumps(written)}}}"
+        oauth = loaded(minimal.replace("file: {path: users.yaml}", source) + TOKEN).identity[0].oauth
+        assert oauth is not None
+        assert oauth.model_dump(mode="json")["audience"] == written
+
+
 MASTER = "  login: {method: master, name: porter, password: {file: master.password}}\n"
 TOKEN = "  login: {method: token}\n"
-LDAP = 'ldap: {urls: ["ldap://h"], search: {base: "dc=x", filter: "(uid={name})"}'
+LDAP = 'ldap: {urls: ["ldaps://h"], search: {base: "dc=x", filter: "(uid={name})"}'
+PLAIN = LDAP.replace("ldaps://h", "ldap://h")
 
 TOGETHER = [
     (LDAP + "}", "", None),
     (LDAP + ', user_dn: "uid={name}"}', "", "identity[0].ldap: expected one of search and user_dn"),
-    ('ldap: {urls: ["ldap://h"]}', "", "identity[0].ldap: expected one of search and user_dn"),
+    ('ldap: {urls: ["ldaps://h"]}', "", "identity[0].ldap: expected one of search and user_dn"),
     (LDAP + ", bind: {}}", "", "identity[0].ldap.bind: expected dn and password, or external: true"),
     (LDAP + ", bind: {dn: cn=x}}", "", "identity[0].ldap.bind: expected dn and password, or external: true"),
     (LDAP + ", bind: {external: true}}", "", "identity[0].ldap.bind: external: true needs ldapi:// URLs"),
@@ -165,10 +223,34 @@ TOGETHER = [
         "identity[0].ldap.bind.external: true: dn and password are not used",
     ),
     (
-        LDAP.replace("ldap://", "ldaps://") + ", start_tls: true}",
+        LDAP + ", start_tls: true}",
         "",
         "identity[0].ldap.start_tls: belongs to ldap:// URLs alone",
     ),
+    (
+        PLAIN + "}",
+        "",
+        'identity[0].ldap.urls: "ldap://h": passwords would pass in clear; write ldaps://, or set start_tls: true; '
+        "insecure: true accepts it",
+    ),
+    (
+        LDAP.replace('"ldaps://h"', '"ldaps://h", "ldap://127.0.0.1", "ldap://192.0.2.1"') + "}",
+        "",
+        'identity[0].ldap.urls: "ldap://192.0.2.1": passwords would pass in clear',
+    ),
+    (PLAIN + ", start_tls: true}", "", None),
+    (PLAIN + ", insecure: true}", "", None),
+    (PLAIN.replace("//h", "//localhost") + "}", "", None),
+    (PLAIN.replace("//h", "//127.0.0.1:3389") + "}", "", None),
+    (PLAIN.replace("//h", "//[::1]") + "}", "", None),
+    (PLAIN.replace("ldap://h", "ldapi://") + "}", "", None),
+    (
+        LDAP + ", timeout: 1s, connect_timeout: 2s}",
+        "",
+        "identity[0].ldap.connect_timeout: 2s is longer than timeout, 1s",
+    ),
+    (LDAP + ", timeout: 1s}", "", None),
+    (LDAP + ", timeout: 1s, connect_timeout: 1s}", "", None),
     (LDAP + ", attributes: {scram: authPassword}}", MASTER, "identity[0].ldap.attributes: scram needs bind"),
     (
         LDAP + ", bind: {dn: cn=x, password: {file: master.password}}, attributes: {scram: authPassword}}",
@@ -181,6 +263,16 @@ TOGETHER = [
     ("oauth: {audience: imap, issuer: https://i}", MASTER, None),
     ("oauth: {audience: imap, issuer: https://i}", "", "identity[0].oauth: a token is no password"),
     ("oauth: {audience: imap, jwks_url: https://i}", TOKEN, "identity[0].oauth.jwks_url: needs issuer"),
+    ("oauth: {audience: [imap, webmail], issuer: https://i}", TOKEN, None),
+    ("oauth: {audience: [], issuer: https://i}", TOKEN, "identity[0].oauth.audience: expected text or a list of texts"),
+    ("oauth: {audience: imap, issuer: https://i/a?b=c}", TOKEN, "identity[0].oauth.issuer: an issuer has no query"),
+    (
+        "oauth: {audience: imap, issuer: https://i, attributes: {name: email}}",
+        TOKEN,
+        "identity[0].oauth.attributes: name is not one of them: name_claim says which claim",
+    ),
+    ("oauth: {audience: imap, issuer: https://id..example.org}", TOKEN, "identity[0].oauth.issuer: expected a host's"),
+    ('http: {url: https://h/, headers: {Auth-User: "x"}}', "", "identity[0].http.headers: Auth-User: Auth-* is what"),
     ("oauth: {audience: imap, issuer: https://i, leeway: 61s}", TOKEN, "identity[0].oauth.leeway: 61s is too long"),
     ("backend: {}", TOKEN, None),
     ("backend: {}", MASTER, "identity[0].backend: any password would open any account"),
