@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.auth.authenticator import Authenticator
-from proxy.auth.file import FileSource
+from proxy.app.sources import authenticator_for, mechanisms_for, sources_for
 from proxy.auth.names import NameRules
-from proxy.auth.passthrough import PassthroughSource
-from proxy.auth.passwords import PasswordVerifier
-from proxy.auth.source import IdentitySource
+from proxy.auth.throttle import Throttle
 from proxy.backends.pool import Pool
 from proxy.imap.commands import COMMANDS
 from proxy.imap.observer import BLIND_REASONS
@@ -20,9 +17,8 @@ from proxy.outcome import Outcome
 from proxy.relay.engine import Engine
 from proxy.relay.splice import Carriage, Splice
 from proxy.routing.router import Router
-from proxy.sasl import MECHANISMS
 from proxy.session import House, end_session
-from proxy.session_metrics import SessionMetrics
+from proxy.session.metrics import SessionMetrics
 from proxy.settings.models import Settings
 
 
@@ -38,7 +34,8 @@ def furnish(settings: Settings, listeners: Sequence[str], connections: int | Non
     engine = Engine()
     tally = Tally(COMMANDS, BLIND_REASONS)
     rules = NameRules(settings.names)
-    authenticator = Authenticator(_sources(settings, rules), rules)
+    sources = sources_for(settings, rules)
+    authenticator = authenticator_for(settings, rules, sources)
     metrics = SessionMetrics([server.name for server in settings.backends.servers], listeners)
 
     def ended(relay: Splice, outcome: Outcome) -> None:
@@ -46,9 +43,10 @@ def furnish(settings: Settings, listeners: Sequence[str], connections: int | Non
 
     house = House(
         settings=settings,
-        admission=Admission(connections, settings.limits.connections_per_address),
+        admission=Admission(connections, settings.limits.connections_per_address, settings.limits.exempt_networks),
+        throttle=Throttle(settings.limits),
         authenticator=authenticator,
-        mechanisms={name: MECHANISMS[name] for name in authenticator.mechanisms},
+        mechanisms=mechanisms_for(settings, authenticator, sources),
         router=Router(settings.backends.servers, settings.routing.hash),
         backends=Pool(settings.backends, settings.timeouts),
         ledger=Ledger(settings.limits.connections_per_user),
@@ -58,15 +56,3 @@ def furnish(settings: Settings, listeners: Sequence[str], connections: int | Non
         metrics=metrics,
     )
     return house
-
-
-def _sources(settings: Settings, rules: NameRules) -> list[IdentitySource]:
-    """The identity sources in the order of the settings."""
-    verifier = PasswordVerifier()
-    sources: list[IdentitySource] = []
-    for source in settings.identity:
-        if source.file is not None:
-            sources.append(FileSource(source.file.path, rules, verifier))
-        elif source.backend is not None:
-            sources.append(PassthroughSource())
-    return sources

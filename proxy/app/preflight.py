@@ -1,4 +1,4 @@
-"""What settings name and no section of them can judge: the users files, and the backends that these name.
+"""What settings name and no section of them can judge: the users files, the backends that these name, LDAP filters.
 
 `imap-porter serve` runs it before it binds an address, `imap-porter check` in place of serving: what the one refuses,
 the other tells.
@@ -9,28 +9,46 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from proxy.auth.file import MAX_BYTES, read_users
+from proxy.auth.file import MAX_BYTES, Users, read_users
+from proxy.auth.ldap.source import ldap_source
 from proxy.auth.names import NameRules
+from proxy.settings.loader import MAX_BYTES as MAX_SETTINGS_BYTES
 from proxy.settings.mistakes import Mistake, SettingsError
 from proxy.settings.models import Settings
 from proxy.settings.yaml_nodes import YamlError, key_text, read_flawed_yaml
 
 
-def preflight(settings: Settings) -> None:
-    """Read what sound settings name as serving would.
+def preflight(settings: Settings, config: Path) -> None:
+    """Look at what sound settings name as serving would.
 
+    Args:
+        config: The file that they were read from.
     Raises:
-        SettingsError: With every mistake of every file, file by file.
+        SettingsError: With every mistake, file by file.
     """
     rules = NameRules(settings.names)
-    servers = [server.name for server in settings.backends.servers]
     files = dict.fromkeys(source.file.path for source in settings.identity if source.file is not None)
-    mistakes = [mistake for path in files for mistake in _users_mistakes(path, rules, servers)]
+    mistakes = [*_ldap_mistakes(settings, config, rules)]
+    mistakes += [mistake for path in files for mistake in _users_mistakes(path, rules, settings)]
     if mistakes:
         raise SettingsError(mistakes)
 
 
-def _users_mistakes(path: Path, rules: NameRules, servers: Collection[str]) -> list[Mistake]:
+def _ldap_mistakes(settings: Settings, config: Path, rules: NameRules) -> Iterator[Mistake]:
+    """What only the directory's library can judge."""
+    for index, source in enumerate(settings.identity):
+        if source.ldap is None:
+            continue
+        try:
+            ldap_source(source.ldap, rules).close()
+        except ValueError as exc:
+            key, _, problem = str(exc).partition(": ")
+            keys: tuple[str | int, ...] = ("identity", index, "ldap", *key.split("."))
+            line = read_flawed_yaml(config, MAX_SETTINGS_BYTES).line(keys)
+            yield Mistake(config, line, key_text(keys), problem)
+
+
+def _users_mistakes(path: Path, rules: NameRules, settings: Settings) -> list[Mistake]:
     mistakes: list[Mistake] = []
     try:
         users = read_users(path, rules)
@@ -38,24 +56,42 @@ def _users_mistakes(path: Path, rules: NameRules, servers: Collection[str]) -> l
         mistakes += exc.mistakes
     else:
         # A table knows no lines. Only where there is something to tell is the file read a second time.
-        if {account.identity.backend for account in users.accounts.values()} <= {None, *servers}:
+        if not _is_at_odds(users, settings):
             return mistakes
-    mistakes += _unknown_backends(path, servers)
+    mistakes += _mistakes_of_people(path, settings)
     return sorted(mistakes, key=lambda mistake: mistake.line)
 
 
-def _unknown_backends(path: Path, servers: Collection[str]) -> Iterator[Mistake]:
-    """People whose backend there isn't: the router would refuse each of their logins."""
+def _is_at_odds(users: Users, settings: Settings) -> bool:
+    servers = {server.name for server in settings.backends.servers}
+    known = {person.identity.backend for person in users.accounts.values()} <= {None, *servers}
+    return not known or (users.knows_scram and not _scram_is_of_use(settings))
+
+
+def _scram_is_of_use(settings: Settings) -> bool:
+    return settings.backends.login.method in ("master", "authzid")
+
+
+def _mistakes_of_people(path: Path, settings: Settings) -> Iterator[Mistake]:
+    """People whose logins would all be refused, or never offered."""
     try:
         document = read_flawed_yaml(path, MAX_BYTES)
     except YamlError:  # read_users has told it
         return
+    servers = [server.name for server in settings.backends.servers]
     people = document.value if isinstance(document.value, dict) else {}
     for spelled, entry in people.items():
         backend = entry.get("backend") if isinstance(entry, dict) else None
         if isinstance(backend, str) and backend and backend not in servers:
             keys = (spelled, "backend")
             problem = f'no such backend: "{backend}"; backends.servers has {_listed(servers)}'
+            yield Mistake(path, document.line(keys), key_text(keys), problem)
+        if isinstance(entry, dict) and "scram" in entry and not _scram_is_of_use(settings):
+            keys = (spelled, "scram")
+            method = settings.backends.login.method
+            problem = (
+                f"SCRAM shows no password that backends.login.method {method} could pass on; it needs master or authzid"
+            )
             yield Mistake(path, document.line(keys), key_text(keys), problem)
 
 

@@ -27,7 +27,7 @@ def serve(config: Path) -> int:
     """Run until a signal ends it. Gives the exit status."""
     try:
         settings = load(config)
-        preflight(settings)
+        preflight(settings, config)
     except SettingsError as exc:
         print(exc, file=sys.stderr)
         return EXIT_FAILED

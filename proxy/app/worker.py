@@ -44,7 +44,13 @@ def open_doors(settings: Settings) -> list[tuple[Door, socket.socket]]:
     opened: list[tuple[Door, socket.socket]] = []
     try:
         for listener in settings.listeners:
-            door = Door(listener.address, listener.tls, listener.trusted_networks, certificates)
+            door = Door(
+                listener.address,
+                listener.tls,
+                listener.trusted_networks,
+                certificates,
+                listener.client_certificates,
+            )
             opened.append((door, bind(listener.address)))
     except BaseException:
         for _, sock in opened:

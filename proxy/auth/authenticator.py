@@ -7,73 +7,191 @@ another.
 
 A failed login costs one password hash, whatever the names: where a source that hashes knew the name it has spent it,
 else one pretends to. So the time doesn't tell who is known.
+
+SCRAM and EXTERNAL show no secret. There the sources that know names without one are asked for the account; the
+mechanism, or TLS, has the proof.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
-from proxy.auth.names import NameRules
-from proxy.auth.source import HashingSource, IdentitySource
-from proxy.model import Credentials, Identity
+from proxy.auth import answers
+from proxy.auth.answers import Answers
+from proxy.auth.names import MAX_OCTETS, NameRules
+from proxy.auth.scram_keys import decoy_keys
+from proxy.auth.source import (
+    SCRAM_MECHANISMS,
+    TOKEN_MECHANISMS,
+    AccountSource,
+    HashingSource,
+    IdentitySource,
+    NotMine,
+)
+from proxy.model import Account, Credentials, Identity, Origin
 from proxy.outcome import Outcome, Refused
+
+_SourceType = TypeVar("_SourceType", bound=IdentitySource)
+_Found = TypeVar("_Found", Identity, Account)
 
 
 class Authenticator:
     """The identity sources of a proxy, in the order of the settings."""
 
-    def __init__(self, sources: Sequence[IdentitySource], rules: NameRules) -> None:
+    def __init__(self, sources: Sequence[IdentitySource], rules: NameRules, *, decoy_key: bytes | None = None) -> None:
+        """Args:
+        decoy_key: What the salts of unknown names are made from: secret, and the same in every proxy of a site. None:
+            nobody logs in without showing a secret, since no backend would let the proxy in then.
+        """
+        self.sources = tuple(sources)
+        self._answers = Answers(source.name for source in sources)
         self._rules = rules
-        self._sources: dict[str, list[IdentitySource]] = {}
+        self._decoy_key = decoy_key
+        self._accounts = tuple(source for source in sources if isinstance(source, AccountSource))
+        self._by_mechanism: dict[str, list[IdentitySource]] = {}
         for source in sources:
             for mechanism in sorted(source.mechanisms):
-                self._sources.setdefault(mechanism, []).append(source)
+                self._by_mechanism.setdefault(mechanism, []).append(source)
+        hashing = [source for source in sources if isinstance(source, HashingSource)]
+        self._hashing = frozenset(source.name for source in hashing)
         # The first source that hashes pretends for all.
-        self._pretenders = {
-            mechanism: hashing[0]
-            for mechanism, able in self._sources.items()
-            if (hashing := [source for source in able if isinstance(source, HashingSource)])
-        }
-        self.mechanisms = tuple(mechanism for mechanism in self._sources if mechanism != "LOGIN")  # for AUTH=
+        self._pretenders = {mechanism: source for source in reversed(hashing) for mechanism in source.mechanisms}
+        # The first source that holds SCRAM keys shows how those of unknown names have to look.
+        keyed = [source for source in self._accounts if source.knows_scram] if decoy_key is not None else []
+        self._pattern = keyed[0] if keyed else None
+        # LOGIN stands for the command; EXTERNAL is the listener's to offer.
+        self.mechanisms = frozenset(self._by_mechanism) | (SCRAM_MECHANISMS if keyed else frozenset())
 
-    async def authenticate(self, credentials: Credentials) -> Identity:
+    async def authenticate(self, credentials: Credentials, origin: Origin) -> Identity:
         """Find out who this is, and whether it may act as the one it asks for.
 
         Raises:
             Refused: AUTHENTICATION_FAILED, AUTHORIZATION_FAILED, UNAVAILABLE, or a source's final answer.
         Source: RFC 4422 §2 and §3.4.1.
         """
-        # RFC 4513 §5.1.2: a bind with a name and no password may succeed, unauthenticated.
-        if not credentials.secret:
-            raise Refused(Outcome.AUTHENTICATION_FAILED, "the password is empty")
-        name = self._rules.canonical(credentials.authentication_identity)
-        identity = await self._ask(credentials, name)
+        mechanism = credentials.mechanism
+        if mechanism in SCRAM_MECHANISMS:
+            name, identity = _proven(credentials)
+        elif mechanism == "EXTERNAL":
+            name, identity = await self._certified(credentials)
+        else:
+            # RFC 4513 §5.1.2: a bind with a name and no password may succeed, unauthenticated.
+            if not credentials.secret:
+                what = "no token: the client asks what is needed" if mechanism in TOKEN_MECHANISMS else "no password"
+                raise Refused(Outcome.AUTHENTICATION_FAILED, what)
+            nameless = not credentials.authentication_identity and mechanism in TOKEN_MECHANISMS
+            name = "" if nameless else self._rules.canonical(credentials.authentication_identity)
+            identity = await self._ask(credentials, name, origin)
         if credentials.authorization_identity:
             self._authorize(credentials.authorization_identity, name, identity)
         return identity
 
-    async def _ask(self, credentials: Credentials, name: str) -> Identity:
+    def known_as(self, spelled: str) -> str:
+        """What limits count a name by: its canonical form, or what there is of it where it is no name."""
+        try:
+            return self._rules.canonical(spelled)
+        except Refused:
+            return spelled[:MAX_OCTETS]
+
+    async def account(self, spelled: str) -> Account:
+        """The account with SCRAM keys of a name; for a name without one it looks like any other and nobody fits it.
+
+        Raises:
+            Refused: AUTHENTICATION_FAILED: this is no name. UNAVAILABLE: it can't be said now.
+        Source: RFC 5802 §9 on what unknown names may tell.
+        """
+        assert self._decoy_key is not None
+        assert self._pattern is not None
+        name = self._rules.canonical(spelled)
+        found = await self._look_up(name)
+        if isinstance(found, Account) and found.scram is not None:
+            return found
+        # An identity is not told: it must never come out of this, whatever is proven.
+        return Account(Identity(name, ""), decoy_keys(name, self._decoy_key, self._pattern.usual_shape))
+
+    async def _ask(self, credentials: Credentials, name: str, origin: Origin) -> Identity:
         mechanism = credentials.mechanism
-        unavailable = ""
-        no: Refused | None = None
         hashed = False
-        for source in self._sources.get(mechanism, ()):
+
+        async def ask(source: IdentitySource) -> Identity | NotMine:
+            nonlocal hashed
             try:
-                identity = await source.authenticate(credentials, name)
+                return await source.authenticate(credentials, name, origin)
+            except Refused:
+                hashed = hashed or source.name in self._hashing
+                raise
+
+        try:
+            found = await self._first(self._by_mechanism.get(mechanism, ()), ask)
+        except Refused:
+            if not hashed and mechanism in self._pretenders:
+                await self._pretenders[mechanism].pretend(credentials, name)
+            raise
+        return found
+
+    async def _look_up(self, name: str) -> Account | NotMine:
+        """What the first source that knows the name says of it."""
+
+        async def ask(source: AccountSource) -> Account | NotMine:
+            found = await source.look_up(name)
+            return NotMine() if found is None else found
+
+        try:
+            return await self._first(self._accounts, ask)
+        except Refused as refusal:
+            if refusal.outcome is Outcome.UNAVAILABLE:
+                raise
+            return NotMine(refusal.detail)
+
+    async def _certified(self, credentials: Credentials) -> tuple[str, Identity]:
+        """Who a client certificate belongs to. The sources that know names have to know it, where there are any."""
+        if not credentials.authentication_identity:
+            raise Refused(Outcome.AUTHENTICATION_FAILED, "the certificate does not hold exactly one name where asked")
+        name = self._rules.canonical(credentials.authentication_identity)
+        identity = Identity(name, "certificate")
+        if self._accounts:
+            found = await self._look_up(name)
+            if isinstance(found, NotMine):
+                raise Refused(Outcome.AUTHENTICATION_FAILED, f"no source knows the certificate's name: {found.why}")
+            identity = found.identity
+        return name, replace(identity, expires_at=credentials.expires_at)
+
+    async def _first(
+        self, sources: Sequence[_SourceType], ask: Callable[[_SourceType], Awaitable[_Found | NotMine]]
+    ) -> _Found:
+        """The first answer that counts.
+
+        Raises:
+            Refused: A source's no; UNAVAILABLE, where one of those before it could not say; or nobody's it is.
+        """
+        unavailable = ""
+        whys: list[str] = []
+        for source in sources:
+            kind, began = "", time.monotonic()
+            try:
+                found = await ask(source)
+                kind = answers.NOT_MINE if isinstance(found, NotMine) else answers.YES
             except Refused as refusal:
-                hashed = hashed or isinstance(source, HashingSource)
+                detail = f"{source.name}: {refusal.detail}"
                 if refusal.outcome is Outcome.UNAVAILABLE:
-                    unavailable = unavailable or f"{source.name}: {refusal.detail}"
+                    kind, unavailable = answers.UNAVAILABLE, unavailable or detail
                     continue
-                no = Refused(refusal.outcome, f"{source.name}: {refusal.detail}")
-                break
-            if identity is not None:
-                return identity
-        if not hashed and mechanism in self._pretenders:
-            await self._pretenders[mechanism].pretend(credentials)
+                kind = answers.NO
+                if unavailable:
+                    break
+                raise Refused(refusal.outcome, detail, limit=refusal.limit, wait_seconds=refusal.wait_seconds) from None
+            finally:
+                if kind:  # else the client has left
+                    self._answers.heard(source.name, kind, time.monotonic() - began)
+            if not isinstance(found, NotMine):
+                return found
+            whys.append(f"{source.name}: {found.why}")
         if unavailable:
             raise Refused(Outcome.UNAVAILABLE, unavailable)
-        raise no or Refused(Outcome.AUTHENTICATION_FAILED, "no source knows the name")
+        raise Refused(Outcome.AUTHENTICATION_FAILED, "; ".join(whys) or "no source can judge this mechanism")
 
     def _authorize(self, asked: str, name: str, identity: Identity) -> None:
         """Nobody acts as somebody else here. Told after the password was found right (RFC 5530 §3)."""
@@ -83,3 +201,11 @@ class Authenticator:
             raise Refused(Outcome.AUTHORIZATION_FAILED, f"the authorization identity: {refusal.detail}") from None
         if canonical not in (name, identity.name):
             raise Refused(Outcome.AUTHORIZATION_FAILED, "the authorization identity is somebody else's")
+
+
+def _proven(credentials: Credentials) -> tuple[str, Identity]:
+    """Who has shown to know the keys of an account (RFC 5802 §3)."""
+    account = credentials.proven
+    if account is None or not account.identity.source:  # a decoy's keys cannot be known, and would not count
+        raise Refused(Outcome.AUTHENTICATION_FAILED, credentials.problem or "the proof does not fit the name's keys")
+    return account.identity.name, account.identity

@@ -1,6 +1,9 @@
-"""Identity from a file: users.yaml holds names, password hashes, and where a person's mail is.
+"""Identity from a file: users.yaml holds names, what their passwords are verified with, and where a person's mail is.
 
-    alice@example.org: {hash: "$argon2id$…", backend: dovecot-1, attributes: {…}}    # all but hash optional
+    alice@example.org: {hash: "$argon2id$…", scram: "SCRAM-SHA-256$…", backend: dovecot-1, attributes: {…}}
+
+At least one of hash and scram stands there, the rest where it is wanted. Without scram nobody logs in by a SCRAM
+mechanism; without hash the SCRAM keys verify a password that is shown.
 
 The file is read whole, checked whole, and taken or refused whole. A table never changes; a reload puts another one in
 its place, and logins under way go on with the one they started with.
@@ -9,64 +12,82 @@ its place, and logins under way go on with the one they started with.
 from __future__ import annotations
 
 import difflib
+import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from proxy.auth.names import NameRules
 from proxy.auth.passwords import Parameters, PasswordVerifier, UnusableHash, parameters, unmatchable_hash
-from proxy.model import NO_ATTRIBUTES, Credentials, Identity
+from proxy.auth.scram_keys import DEFAULT_SHAPE, UnusableKeys, decoy_keys, parse_scram_keys, shape_of
+from proxy.auth.source import PASSWORD_MECHANISMS, NotMine, Probe
+from proxy.model import NO_ATTRIBUTES, Account, Credentials, Identity, KeyShape, Origin, ScramKeys
 from proxy.outcome import Outcome, Refused
 from proxy.settings.mistakes import Mistake, SettingsError, read_with_mistakes
 from proxy.settings.yaml_nodes import Document, key_text
 
 MAX_BYTES = 64 * 1024 * 1024  # some 400,000 people
-_KEYS = ("hash", "backend", "attributes")
+_KEYS = ("hash", "scram", "backend", "attributes")
 _EXAMPLE = 'alice@example.org: {hash: "$argon2id$…"}'
 
-_Problem = tuple[tuple[str, ...], str]  # where in the file, and what
+_Cost = Parameters | KeyShape  # of a hash, or of SCRAM keys
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class Person:
     """One person of the file."""
 
     identity: Identity
-    encoded: str  # the argon2id hash
+    kept: str | ScramKeys = field(repr=False)  # what verifies a password: the argon2id hash, else the SCRAM keys
+    scram: ScramKeys | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Users:
     """What a file said when it was read."""
 
-    accounts: Mapping[str, Account]  # by canonical name
-    unmatchable: str  # costs what most hashes of the file cost; no password has it
+    accounts: Mapping[str, Person]  # by canonical name
+    unmatchable: str | ScramKeys = field(repr=False)  # costs what most of the file cost; no password has it
+    knows_scram: bool
+    usual_shape: KeyShape  # of SCRAM keys
 
     def identity(self, name: str) -> Identity | None:
         """Whom a canonical name belongs to, no password asked."""
-        account = self.accounts.get(name)
-        return None if account is None else account.identity
+        person = self.accounts.get(name)
+        return None if person is None else person.identity
 
 
 class FileSource:
     """`file: {path: users.yaml}`."""
 
-    name = "file"
-    mechanisms = frozenset({"LOGIN", "PLAIN"})
+    mechanisms = PASSWORD_MECHANISMS
 
-    def __init__(self, path: Path, rules: NameRules, verifier: PasswordVerifier) -> None:
+    def __init__(self, path: Path, rules: NameRules, verifier: PasswordVerifier, name: str = "file") -> None:
         """Read the file.
 
+        Args:
+            name: Of the source: file, or file-2 for the second.
         Raises:
             SettingsError: With every mistake of the file.
         """
+        self.name = name
         self._path = path
         self._rules = rules
         self._verifier = verifier
-        self.users = read_users(path, rules)
+        self.users = read_users(path, rules, name)
+
+    @property
+    def knows_scram(self) -> bool:
+        """Whether anybody in the file has SCRAM keys."""
+        return self.users.knows_scram
+
+    @property
+    def usual_shape(self) -> KeyShape:
+        """How most SCRAM keys of the file look."""
+        return self.users.usual_shape
 
     def reload(self) -> None:
         """Read the file again: all of it, or nothing changes. It may run in a thread.
@@ -74,22 +95,22 @@ class FileSource:
         Raises:
             SettingsError: With every mistake of the file.
         """
-        self.users = read_users(self._path, self._rules)
+        self.users = read_users(self._path, self._rules, self.name)
 
-    async def authenticate(self, credentials: Credentials, name: str) -> Identity | None:
+    async def authenticate(self, credentials: Credentials, name: str, origin: Origin) -> Identity | NotMine:
         """Verify the password of a name that the file knows; others are not ours to judge.
 
         Raises:
             Refused: AUTHENTICATION_FAILED or UNAVAILABLE.
         """
-        account = self.users.accounts.get(name)
-        if account is None:
-            return None
-        if not await self._verifier.verify(account.encoded, credentials.secret):
+        person = self.users.accounts.get(name)
+        if person is None:
+            return NotMine()
+        if not await self._verifier.verify(person.kept, credentials.secret):
             raise Refused(Outcome.AUTHENTICATION_FAILED, "wrong password")
-        return account.identity
+        return person.identity
 
-    async def pretend(self, credentials: Credentials) -> None:
+    async def pretend(self, credentials: Credentials, name: str) -> None:
         """Spend what a wrong password costs.
 
         Raises:
@@ -97,93 +118,139 @@ class FileSource:
         """
         await self._verifier.verify(self.users.unmatchable, credentials.secret)
 
+    async def look_up(self, name: str) -> Account | None:
+        """Whom the file knows by a canonical name, with the SCRAM keys where there are any."""
+        person = self.users.accounts.get(name)
+        return None if person is None else Account(person.identity, person.scram)
 
-def read_users(path: Path, rules: NameRules) -> Users:
+    async def probe(self) -> Sequence[Probe]:
+        """How many people there are; that they could be read is known since the start."""
+        count = len(self.users.accounts)
+        return [Probe(str(self._path), "", f"{count} {'person' if count == 1 else 'people'}")]
+
+
+def read_users(path: Path, rules: NameRules, source: str = "file") -> Users:
     """Read a users file.
 
+    Args:
+        source: What the identities name as their source.
     Raises:
         SettingsError: With every mistake, in the order of the file.
     """
     document, mistakes = read_with_mistakes(path, MAX_BYTES)
-    reading = _Reading(document, rules)
-    mistakes += [Mistake(path, document.line(keys), key_text(keys), problem) for keys, problem in reading.problems()]
+    reading = _Reading(document, rules, source)
+    reading.read()
+    mistakes += [Mistake(path, document.line(keys), key_text(keys), problem) for keys, problem in reading.problems]
     if mistakes:
         raise SettingsError(sorted(mistakes, key=lambda mistake: mistake.line))
-    (usual, _), *_ = reading.costs.most_common(1)
-    return Users(reading.accounts, unmatchable_hash(usual))
+    (cost, _), *_ = reading.costs.most_common(1)
+    shapes = [usual for usual, _ in reading.shapes.most_common(1)]
+    return Users(
+        accounts=reading.accounts,
+        unmatchable=_unmatchable(cost),
+        knows_scram=bool(shapes),
+        usual_shape=shapes[0] if shapes else DEFAULT_SHAPE,
+    )
+
+
+def _unmatchable(cost: _Cost) -> str | ScramKeys:
+    return unmatchable_hash(cost) if isinstance(cost, Parameters) else decoy_keys("", secrets.token_bytes(32), cost)
 
 
 class _Reading:
     """A document on its way to a table."""
 
-    def __init__(self, document: Document, rules: NameRules) -> None:
+    def __init__(self, document: Document, rules: NameRules, source: str) -> None:
         self._document = document
         self._rules = rules
+        self._source = source
         self._spelled: dict[str, str] = {}  # canonical name: as the file spells it
-        self.accounts: dict[str, Account] = {}
-        self.costs: Counter[Parameters] = Counter()
+        self.problems: list[tuple[tuple[str, ...], str]] = []  # where in the file, and what
+        self.accounts: dict[str, Person] = {}
+        self.costs: Counter[_Cost] = Counter()  # of verifying a password
+        self.shapes: Counter[KeyShape] = Counter()  # of SCRAM keys, whether or not a hash stands beside them
 
-    def problems(self) -> Iterator[_Problem]:
-        """Fill the table and tell what is wrong on the way."""
+    def read(self) -> None:
+        """Fill the table, and tell what is wrong on the way."""
         value = self._document.value
         # An editor or a script that is still writing leaves an empty file: it must not lock everybody out.
         if not isinstance(value, dict) or not value:
-            yield (), f"expected at least one person, e.g. {_EXAMPLE}"
+            self._tell((), f"expected at least one person, e.g. {_EXAMPLE}")
             return
         for spelled, entry in value.items():
-            problems = [*self._name_problems(spelled), *_entry_problems(spelled, entry)]
-            if problems:
-                yield from problems
+            name = self._name(spelled)
+            if isinstance(entry, dict):
+                self._entry(spelled, name, entry)
             else:
-                self._take(self._rules.canonical(spelled), entry)
+                self._tell((spelled,), f"expected keys, e.g. {_EXAMPLE}")
 
-    def _name_problems(self, spelled: str) -> Iterator[_Problem]:
+    def _tell(self, keys: tuple[str, ...], problem: str) -> None:
+        self.problems.append((keys, problem))
+
+    def _name(self, spelled: str) -> str:
         try:
             name = self._rules.canonical(spelled)
         except Refused as refusal:
-            yield (spelled,), refusal.detail
-            return
+            self._tell((spelled,), refusal.detail)
+            return ""
         first = self._spelled.setdefault(name, spelled)
         if first != spelled:
             line = self._document.line((first,))
-            yield (spelled,), f'the same person as "{first}" on line {line}: the canonical name of both is "{name}"'
+            problem = f'the same person as "{first}" on line {line}: the canonical name of both is "{name}"'
+            self._tell((spelled,), problem)
+        return name
 
-    def _take(self, name: str, entry: dict[str, Any]) -> None:
-        encoded, attributes = entry["hash"], entry.get("attributes")
+    def _entry(self, spelled: str, name: str, entry: dict[str, Any]) -> None:
+        told = len(self.problems)
+        cost = self._hash(spelled, entry["hash"]) if "hash" in entry else None
+        keys = self._scram(spelled, entry["scram"]) if "scram" in entry else None
+        if "hash" not in entry and "scram" not in entry:
+            self._tell((spelled,), "hash is missing; `imap-porter hash-password` makes one")
+        self._facts(spelled, entry)
+        if len(self.problems) > told:
+            return
+        attributes = entry.get("attributes")
         shown = MappingProxyType(attributes) if attributes else NO_ATTRIBUTES
-        self.accounts[name] = Account(Identity(name, "file", entry.get("backend"), shown), encoded)
-        self.costs[parameters(encoded)] += 1
+        identity = Identity(name, self._source, entry.get("backend"), shown)
+        if keys is not None:
+            self.shapes[shape_of(keys)] += 1
+        if cost is not None:
+            self.costs[cost] += 1
+            self.accounts[name] = Person(identity, entry["hash"], keys)
+        elif keys is not None:
+            self.costs[shape_of(keys)] += 1
+            self.accounts[name] = Person(identity, keys, keys)
 
+    def _hash(self, spelled: str, encoded: Any) -> Parameters | None:
+        try:
+            if isinstance(encoded, str):
+                return parameters(encoded)
+            self._tell((spelled, "hash"), "expected an argon2id hash in quotes")
+        except UnusableHash as exc:
+            self._tell((spelled, "hash"), str(exc))
+        return None
 
-def _entry_problems(spelled: str, entry: Any) -> Iterator[_Problem]:
-    if not isinstance(entry, dict):
-        yield (spelled,), f"expected keys, e.g. {_EXAMPLE}"
-        return
-    for key in entry:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, 1)
-            hint = f'did you mean "{near[0]}"?' if near else f"known here: {', '.join(_KEYS)}"
-            yield (spelled, key), f"unknown key; {hint}"
-    if "hash" not in entry:
-        yield (spelled,), "hash is missing; `imap-porter hash-password` makes one"
-    else:
-        yield from _hash_problems(spelled, entry["hash"])
-    if "backend" in entry and not (isinstance(entry["backend"], str) and entry["backend"]):
-        yield (spelled, "backend"), "expected the name of a backend, e.g. dovecot-1"
-    attributes = entry.get("attributes", {})
-    if not isinstance(attributes, dict):
-        yield (spelled, "attributes"), "expected keys, e.g. {department: sales}"
-        return
-    for key, value in attributes.items():
-        if not isinstance(value, str):
-            yield (spelled, "attributes", key), "expected text; put the value in quotes"
+    def _scram(self, spelled: str, text: Any) -> ScramKeys | None:
+        try:
+            if isinstance(text, str):
+                return parse_scram_keys(text)
+            self._tell((spelled, "scram"), "expected SCRAM keys in quotes")
+        except UnusableKeys as exc:
+            self._tell((spelled, "scram"), str(exc))
+        return None
 
-
-def _hash_problems(spelled: str, encoded: Any) -> Iterator[_Problem]:
-    if not isinstance(encoded, str):
-        yield (spelled, "hash"), "expected an argon2id hash in quotes"
-        return
-    try:
-        parameters(encoded)
-    except UnusableHash as exc:
-        yield (spelled, "hash"), str(exc)
+    def _facts(self, spelled: str, entry: dict[str, Any]) -> None:
+        for key in entry:
+            if key not in _KEYS:
+                near = difflib.get_close_matches(key, _KEYS, 1)
+                hint = f'did you mean "{near[0]}"?' if near else f"known here: {', '.join(_KEYS)}"
+                self._tell((spelled, key), f"unknown key; {hint}")
+        if "backend" in entry and not (isinstance(entry["backend"], str) and entry["backend"]):
+            self._tell((spelled, "backend"), "expected the name of a backend, e.g. dovecot-1")
+        attributes = entry.get("attributes", {})
+        if not isinstance(attributes, dict):
+            self._tell((spelled, "attributes"), "expected keys, e.g. {department: sales}")
+            return
+        for key, value in attributes.items():
+            if not isinstance(value, str):
+                self._tell((spelled, "attributes", key), "expected text; put the value in quotes")

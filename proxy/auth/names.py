@@ -10,7 +10,11 @@ counts:
 
 It maps every canonical name to itself. What a name may hold is a little wider than the profile's: symbols and
 punctuation pass, as addresses have them, and the Bidi Rule, a matter of display, is not applied. Nothing that is
-invisible or changes how its neighbours look is let in.
+invisible or changes how its neighbours look is let in, and nothing that is another character in disguise (HasCompat,
+RFC 8264 §9.17): directories fold such spellings, and one person would have many names here.
+
+A name that is asserted, by a token above all, is not mapped from another: `asserted()` is stricter with it than
+`canonical()` with what people type.
 """
 
 from __future__ import annotations
@@ -77,6 +81,16 @@ class NameRules:
             raise _refused(f"the name is longer than {MAX_OCTETS} octets")
         return canonical
 
+    def asserted(self, name: str) -> str:
+        """The canonical form of a name that somebody vouches for: as canonical(), but it has to be spelled plainly.
+
+        Raises:
+            Refused: AUTHENTICATION_FAILED, as canonical() does; or it holds characters that stand for others.
+        """
+        if not name.isascii() and unicodedata.normalize("NFKC", name) != unicodedata.normalize("NFC", name):
+            raise _refused("the name holds characters that stand for others")
+        return self.canonical(name)
+
     def _mapped(self, name: str) -> str:
         if len(name) > MAX_OCTETS:  # before any work is spent on it; a character is one octet or more
             raise _refused(f"the name is longer than {MAX_OCTETS} octets")
@@ -84,7 +98,10 @@ class NameRules:
             if unicodedata.category(character) in _REFUSED_CATEGORIES or ord(character) in _INVISIBLE:
                 raise _refused(f"the name contains U+{ord(character):04X}, which is no character of a name")
         mapped = "".join(map(_ordinary_width, name))
-        return unicodedata.normalize("NFC", mapped.lower() if self._lowercase else mapped)
+        mapped = unicodedata.normalize("NFC", mapped.lower() if self._lowercase else mapped)
+        if unicodedata.normalize("NFKC", mapped) != mapped:
+            raise _refused("the name holds characters that stand for others")
+        return mapped
 
 
 def _ordinary_width(character: str) -> str:

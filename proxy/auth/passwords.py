@@ -2,7 +2,8 @@
 
 A verification takes tens of milliseconds and as many MiB as its hash asks for. It runs in a thread, few at a time,
 behind a queue with an end: whoever finds it full is told that the account is unavailable, which no client takes for
-a wrong password. Parameters are bounded when a hash is read, so that a file of hashes cannot stop the service.
+a wrong password. Parameters are bounded when a hash is read, so that a file of hashes cannot stop the service. Whoever
+has SCRAM keys alone, and shows the password, is verified with these on the same ways.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 import argon2
 import trio
 
+from proxy.auth.scram_keys import verify_password
+from proxy.model import ScramKeys
 from proxy.outcome import Outcome, Refused
 
 MAX_MEMORY_KIB = 1024 * 1024
@@ -99,14 +102,16 @@ def unmatchable_hash(cost: Parameters) -> str:
     return f"$argon2id$v=19$m={cost.memory_kib},t={cost.time},p={cost.parallelism}${salt}${digest}"
 
 
-def verify(encoded: str, secret: bytes) -> bool:
-    """Say whether a password has this hash. Takes its time, and the GIL only at its ends.
+def verify(kept: str | ScramKeys, secret: bytes) -> bool:
+    """Say whether a password has this hash, or these keys. Takes its time, and the GIL only at its ends.
 
     Raises:
         Refused: UNAVAILABLE, it could not be found out (no memory, no thread).
     """
+    if isinstance(kept, ScramKeys):
+        return verify_password(kept, secret)
     try:
-        return argon2.low_level.verify_secret(encoded.encode("ascii"), secret, argon2.low_level.Type.ID)
+        return argon2.low_level.verify_secret(kept.encode("ascii"), secret, argon2.low_level.Type.ID)
     except argon2.exceptions.VerifyMismatchError:
         return False
     except argon2.exceptions.VerificationError as exc:
@@ -126,8 +131,8 @@ class PasswordVerifier:
         self._max_pending = concurrent + max_waiting
         self._pending = 0
 
-    async def verify(self, encoded: str, secret: bytes) -> bool:
-        """Say whether a password has this hash.
+    async def verify(self, kept: str | ScramKeys, secret: bytes) -> bool:
+        """Say whether a password has this hash, or these keys.
 
         Raises:
             Refused: UNAVAILABLE, too many wait already or it could not be found out.
@@ -137,6 +142,6 @@ class PasswordVerifier:
         self._pending += 1
         try:
             # A client that is gone frees its place in the queue; a thread keeps its slot until it has finished.
-            return await trio.to_thread.run_sync(verify, encoded, secret, limiter=self._limiter, abandon_on_cancel=True)
+            return await trio.to_thread.run_sync(verify, kept, secret, limiter=self._limiter, abandon_on_cancel=True)
         finally:
             self._pending -= 1

@@ -5,8 +5,10 @@ from __future__ import annotations
 import trio
 
 from proxy.backends.connect import Address, connect, secure, settle
-from proxy.backends.login import BackendSession, log_in, login_for
-from proxy.imap.client import BackendDialogue
+from proxy.backends.login import BackendSession, ask_capability, log_in, login_for
+from proxy.imap.client import MAX_DETAIL_CHARS, BackendDialogue, BackendProbe
+from proxy.imap.client_commands import PRINTABLE
+from proxy.imap.client_login import BackendLogin
 from proxy.model import Credentials, Identity
 from proxy.outcome import Outcome, Refused
 from proxy.settings.models import Backends, Server, Timeouts
@@ -58,6 +60,39 @@ class Backend:
             raise Refused(Outcome.UNAVAILABLE, detail, step=dialogue.step)
         detail = f"{self._address.endpoint} did not answer within {self._timeouts.backend_connect:g} s"
         raise Refused(Outcome.UNAVAILABLE, detail, step="connect" if stream is None else "tls")
+
+    async def probe(self) -> tuple[str, float]:
+        """Try the way to this backend, without a login: connection, TLS, greeting, and what a login would need.
+
+        Returns:
+            Its capabilities, fit for a terminal, and the seconds that it took.
+        Raises:
+            Refused: UNAVAILABLE with the step where it stuck. Nothing stays open.
+        """
+        method, starttls = self._login.method, self._security == "starttls"
+        actor = "probe" if method == "authzid" else ""
+        mechanism = "XOAUTH2" if method == "token" else ""
+        login = BackendLogin("probe", b"", authorization_identity=actor, starttls=starttls, mechanism=mechanism)
+        dialogue = BackendProbe(login)
+        stream: Stream | None = None
+        began, step = trio.current_time(), "connect"
+        seconds = self._timeouts.backend_connect
+        try:
+            with trio.CancelScope(deadline=began + seconds) as scope:
+                stream = await connect(self._address, scope.deadline)
+                if self._security == "tls":
+                    step = "tls"
+                    stream = await self._secure(stream)
+                step, seconds = "", self._timeouts.backend_login
+                scope.deadline = trio.current_time() + seconds
+                stream, capability = await ask_capability(stream, dialogue, self._secure)
+                detail = b" ".join(capability).translate(PRINTABLE).decode("ascii")[:MAX_DETAIL_CHARS]
+                return detail, trio.current_time() - began
+        finally:
+            if stream is not None:
+                stream.close()
+        detail = f"{self._address.endpoint} did not answer within {seconds:g} s"
+        raise Refused(Outcome.UNAVAILABLE, detail, step=step or dialogue.step)
 
     async def _secure(self, stream: Stream) -> Stream:
         assert self._context is not None

@@ -15,14 +15,21 @@ def parse(listed: bytes) -> tuple[bytes, ...]:
     return tuple(listed.split())
 
 
-def before_login(*, secure: bool, starttls: bool, mechanisms: Iterable[str]) -> tuple[bytes, ...]:
-    """What the proxy itself can do for a client that has not logged in."""
+def before_login(*, secure: bool, starttls: bool, login: bool, mechanisms: Iterable[str]) -> tuple[bytes, ...]:
+    """What the proxy itself can do for a client that has not logged in.
+
+    Args:
+        secure: TLS protects the connection, or a trusted network does.
+        starttls: The listener offers STARTTLS.
+        login: The command LOGIN is accepted.
+        mechanisms: Those of AUTHENTICATE.
+    """
     names = [b"IMAP4rev1", b"SASL-IR", b"LITERAL+", b"ID"]
     if starttls and not secure:
         names.append(b"STARTTLS")
     if secure:
         names += [b"AUTH=" + name.encode("ascii") for name in mechanisms]
-    else:
+    if not (secure and login):
         names.append(b"LOGINDISABLED")
     return tuple(names)
 

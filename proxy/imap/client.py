@@ -14,21 +14,14 @@ bound (line, lines, literals, notes) counts over the whole dialogue; a refusal t
 
 from __future__ import annotations
 
-from base64 import b64encode
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from dataclasses import dataclass
 
 from proxy.imap import capability
-from proxy.imap.client_commands import (
-    PRINTABLE,
-    authenticate_plain,
-    id_command,
-    is_sayable,
-    login_command,
-    plain_response,
-)
+from proxy.imap.client_commands import PRINTABLE, id_command
+from proxy.imap.client_login import BackendLogin, LoginCommand, Refusal, check_sayable, choose_command, without_secret
 from proxy.imap.events import BackendLoggedIn, BackendRefused, BackendStartTls, ClientEvent
-from proxy.imap.grammar import LiteralHeader, is_quotable, quote, split_literal
+from proxy.imap.grammar import LiteralHeader, split_literal
 from proxy.imap.reader import EndOfData, LineTooLong, Reader
 from proxy.outcome import Outcome
 
@@ -55,23 +48,17 @@ _REFUSALS = {
 }
 
 
+_ONE_LINE = LoginCommand([])  # what a command is that expects no continuation request
+
+
 @dataclass(frozen=True, slots=True)
-class BackendLogin:
-    """What to say at a backend.
+class BackendAnswered:
+    """The last event of a probe: the capabilities before any login. LOGOUT is in data_to_send()."""
 
-    Args:
-        authentication_identity: Whose credentials these are.
-        secret: The password's octets.
-        authorization_identity: Whom to act as; if not empty, the login is AUTHENTICATE PLAIN.
-        starttls: TLS is required on this connection in clear; a backend without it is a failure.
-        id_fields: If not empty, an ID command with these pairs goes before the login (RFC 2971).
-    """
+    capability: tuple[bytes, ...]
 
-    authentication_identity: str
-    secret: bytes = field(repr=False)
-    authorization_identity: str = ""
-    starttls: bool = False
-    id_fields: tuple[tuple[str, str], ...] = ()
+
+DialogueEvent = ClientEvent | BackendAnswered
 
 
 class BackendDialogue:
@@ -102,20 +89,20 @@ class BackendDialogue:
             self._closed = True
         self._reader.receive_data(data)
 
-    def next_event(self) -> ClientEvent | None:
+    def next_event(self) -> DialogueEvent | None:
         """What happened, None if octets are needed or the last event was told. Raises nothing."""
         if self._finished:
             return None
         try:
             return next(self._dialogue)
         except StopIteration as stop:
-            event: ClientEvent = stop.value
-        except _Refusal as refusal:
+            event: DialogueEvent = stop.value
+        except Refusal as refusal:
             event = self._refused(refusal.outcome, refusal.detail)
         except LineTooLong:
             event = self._refused(Outcome.UNAVAILABLE, f"a line is longer than {self._max_line_bytes} octets")
         except EndOfData:
-            event = self._refused(Outcome.UNAVAILABLE, f"the backend closed the connection at step {self.step}")
+            event = self._refused(Outcome.UNAVAILABLE, self._how_it_closed())
         self._finished = True
         self._reader.rest()
         return event
@@ -136,26 +123,34 @@ class BackendDialogue:
         self._outgoing.clear()
         return BackendRefused(outcome, self.step, detail[:MAX_DETAIL_CHARS])
 
+    def _how_it_closed(self) -> str:
+        detail = f"the backend closed the connection at step {self.step}"
+        if self.step == "login" and self._login.mechanism:
+            # Dovecot closes on more than 8192 octets of base64 and CR, by whichever way they come (seen with 2.3.19).
+            detail += f", sent a token of {len(self._login.secret)} octets"
+        return detail
+
     # --- the story, top to bottom ---
 
-    def _converse(self) -> Generator[ClientEvent | None, None, ClientEvent]:
+    def _converse(self) -> Generator[DialogueEvent | None, None, DialogueEvent]:
         login = self._login
-        self._refuse_unsayable()
-        yield from self._greeting()
-        if login.starttls:
-            yield from self._start_tls()
+        self.step = "login"
+        check_sayable(login)
+        yield from self._open()
         asked = b"" if self._listed else self._send(b"CAPABILITY")
         identified = self._send(id_command(login.id_fields)) if login.id_fields else b""
         if asked:
             yield from self._capability(asked)
-        first, *rest = self._login_command()
+        self.step = "login"
+        command = choose_command(login, self._offered())
+        first, *rest = command.pieces
         tag = b"" if rest else self._send(first)  # what waits for a continuation request leaves alone, below
         if identified:
             self.step = "id"
             yield from self._answer(identified)  # RFC 2971 §3: informational; NO and BAD change nothing
         self.step = "login"
         self._listed = ()  # what counts from here on is what the backend can do for us once logged in
-        word, text = yield from self._answer(tag or self._send(first), rest)
+        word, text = yield from self._answer(tag or self._send(first), command)
         if word != b"OK":
             raise self._login_refusal(word, text)
         if not self._listed:
@@ -163,18 +158,11 @@ class BackendDialogue:
             yield from self._answer(self._send(b"CAPABILITY"))  # a NO leaves the list empty: it did not say
         return BackendLoggedIn(self._listed, tuple(self._notes), self._reader.rest())
 
-    def _refuse_unsayable(self) -> None:
-        """Refuse what no backend may be told, before anything is sent.
-
-        An empty name or secret is no PLAIN message (RFC 4616 §2), and a backend that binds to a directory might
-        take an empty password for an anonymous login (RFC 4513 §5.1.2).
-        """
-        login = self._login
-        self.step = "login"
-        if not (is_sayable(login.authentication_identity) and is_sayable(login.authorization_identity)):
-            raise _Refusal(Outcome.AUTHENTICATION_FAILED, "a name with CR, LF, NUL or octets that are no UTF-8")
-        if not login.authentication_identity or not login.secret or b"\0" in login.secret:
-            raise _Refusal(Outcome.AUTHENTICATION_FAILED, "an empty name, an empty secret or one with NUL")
+    def _open(self) -> Generator[DialogueEvent | None, None, None]:
+        """The greeting, and TLS where it is required: what has to come before any other command."""
+        yield from self._greeting()
+        if self._login.starttls:
+            yield from self._start_tls()
 
     def _greeting(self) -> Generator[None, None, None]:
         """The first line: only OK goes on. PREAUTH would be somebody else's session (RFC 9051 §7.1)."""
@@ -188,12 +176,12 @@ class BackendDialogue:
             raise self._refusal("a greeting that refuses", line)
         self._take_code(response, text)
 
-    def _start_tls(self) -> Generator[ClientEvent | None, None, None]:
+    def _start_tls(self) -> Generator[DialogueEvent | None, None, None]:
         """STARTTLS, the handshake by the driver, and forgetting what was said in clear (RFC 9051 §6.2.1)."""
         self.step = "starttls"
         # Without a list STARTTLS is sent unasked: it is required, so its NO or BAD ends the login all the same.
         if self._listed and b"STARTTLS" not in self._offered():
-            raise _Refusal(Outcome.UNAVAILABLE, "the backend offers no STARTTLS")
+            raise Refusal(Outcome.UNAVAILABLE, "the backend offers no STARTTLS")
         word, text = yield from self._answer(self._send(b"STARTTLS"))
         if word != b"OK":
             raise self._refusal("STARTTLS refused", word + b" " + text)
@@ -201,12 +189,12 @@ class BackendDialogue:
             yield BackendStartTls()
         while not self._secure:
             if len(self._reader):
-                raise _Refusal(Outcome.UNAVAILABLE, "octets in clear behind the OK to STARTTLS")
+                raise Refusal(Outcome.UNAVAILABLE, "octets in clear behind the OK to STARTTLS")
             if self._closed:
                 raise EndOfData
             yield None
         if self._plaintext_left:
-            raise _Refusal(Outcome.UNAVAILABLE, "octets in clear behind the OK to STARTTLS")
+            raise Refusal(Outcome.UNAVAILABLE, "octets in clear behind the OK to STARTTLS")
         self._listed = ()
         self._notes.clear()
 
@@ -216,25 +204,6 @@ class BackendDialogue:
         word, text = yield from self._answer(tag)
         if word != b"OK" or not self._listed:
             raise self._refusal("no capability list", word + b" " + text)
-
-    def _login_command(self) -> list[bytes]:
-        """The login without its tag, in the pieces that each wait for a continuation request but the first."""
-        self.step = "login"
-        login, offered = self._login, self._offered()
-        name = login.authentication_identity.encode()
-        plain = b"AUTH=PLAIN" in offered
-        disabled = b"LOGINDISABLED" in offered
-        only_plain = bool(login.authorization_identity) or disabled
-        if only_plain and not plain:
-            reason = ", and has LOGINDISABLED" if disabled else ""
-            raise _Refusal(Outcome.UNAVAILABLE, f"the backend offers no AUTH=PLAIN{reason}")
-        if plain and (only_plain or not (is_quotable(name) and is_quotable(login.secret))):
-            return authenticate_plain(self._plain_response(), initial_response=b"SASL-IR" in offered)
-        return login_command(name, login.secret, offered)
-
-    def _plain_response(self) -> bytes:
-        login = self._login
-        return plain_response(login.authorization_identity, login.authentication_identity, login.secret)
 
     # --- commands and responses ---
 
@@ -247,36 +216,42 @@ class BackendDialogue:
 
     def _line(self) -> Generator[None, None, bytes]:
         if self._lines == MAX_LINES:
-            raise _Refusal(Outcome.UNAVAILABLE, f"more than {MAX_LINES} lines before the login was complete")
+            raise Refusal(Outcome.UNAVAILABLE, f"more than {MAX_LINES} lines before the login was complete")
         line = yield from self._reader.line(self._max_line_bytes)
         self._lines += 1
         return line
 
-    def _answer(self, tag: bytes, pieces: Sequence[bytes] = ()) -> Generator[None, None, tuple[bytes, bytes]]:
+    def _answer(self, tag: bytes, command: LoginCommand = _ONE_LINE) -> Generator[None, None, tuple[bytes, bytes]]:
         """The tagged response to the command `tag`: its status word in upper case, and its text.
 
         Args:
-            pieces: What continues the command, one for each continuation request (RFC 9051 §7.6).
+            command: Its first piece is sent; the others follow, one for each continuation request (RFC 9051 §7.6).
         """
-        waiting = iter(pieces)
+        waiting = command.pieces[1:]
+        failed = False
         while True:
             line = yield from self._line()
             if line.startswith(b"* "):
                 yield from self._untagged(line)
             elif line.startswith(b"+"):
-                piece = next(waiting, None)
-                if piece is None:
-                    raise _Refusal(Outcome.UNAVAILABLE, "a continuation request for a command that expects none")
-                self._outgoing += piece + b"\r\n"
+                if waiting:
+                    self._outgoing += waiting.pop(0) + b"\r\n"
+                elif command.failure_answer is not None and not failed:
+                    failed = True
+                    self._outgoing += command.failure_answer + b"\r\n"
+                else:
+                    raise Refusal(Outcome.UNAVAILABLE, "a continuation request for a command that expects none")
             else:
                 found, _, response = line.partition(b" ")
                 word, text = _status(response)
                 if found != tag or word not in (b"OK", b"NO", b"BAD"):
                     raise self._refusal("a line that answers nothing", line)
-                if word == b"OK" and next(waiting, None) is not None:
-                    raise _Refusal(Outcome.UNAVAILABLE, "an OK to a command that was not complete")
+                if word == b"OK" and (waiting or failed):
+                    told = "told to have failed" if failed else "not complete"
+                    raise Refusal(Outcome.UNAVAILABLE, f"an OK to a command that was {told}")
                 self._take_code(response, text)
-                return word, text
+                # That the login failed the mechanism has said already, whatever the backend thinks of our answer to it.
+                return b"NO" if failed else word, text
 
     def _untagged(self, line: bytes) -> Generator[None, None, None]:
         """Keep what is of use, swallow the rest, stop at BYE."""
@@ -296,7 +271,7 @@ class BackendDialogue:
         while literal:
             self._literal_bytes += literal.size
             if self._literal_bytes > MAX_RESPONSE_LITERAL_BYTES:
-                raise _Refusal(Outcome.UNAVAILABLE, f"literals of more than {MAX_RESPONSE_LITERAL_BYTES} octets")
+                raise Refusal(Outcome.UNAVAILABLE, f"literals of more than {MAX_RESPONSE_LITERAL_BYTES} octets")
             yield from self._reader.skip(literal.size)
             _, literal = split_literal((yield from self._line()))
 
@@ -307,7 +282,7 @@ class BackendDialogue:
             self._listed = capability.parse(argument)
         elif name == b"ALERT" and len(self._notes) < MAX_NOTES and b"\r" not in response and b"\0" not in response:
             # RFC 9051 §7.1: the client must show it to its user. A tagged one becomes untagged.
-            note = b"* " + self._without_secret(response)
+            note = b"* " + without_secret(response, self._login)
             self._notes.append(note[: MAX_NOTE_BYTES - 2] + b"\r\n")
 
     def _offered(self) -> frozenset[bytes]:
@@ -315,7 +290,7 @@ class BackendDialogue:
 
     # --- refusals ---
 
-    def _login_refusal(self, word: bytes, text: bytes) -> _Refusal:
+    def _login_refusal(self, word: bytes, text: bytes) -> Refusal:
         """What a tagged NO or BAD to the login means."""
         code = _code(text)[0]
         said = word + b" " + text
@@ -324,30 +299,29 @@ class BackendDialogue:
         prefix = "a referral, which is not followed" if code == b"REFERRAL" else "login refused"
         return self._refusal(prefix, said, _REFUSALS.get(code, Outcome.AUTHENTICATION_FAILED))
 
-    def _refusal(self, prefix: str, said: bytes, outcome: Outcome = Outcome.UNAVAILABLE) -> _Refusal:
+    def _refusal(self, prefix: str, said: bytes, outcome: Outcome = Outcome.UNAVAILABLE) -> Refusal:
         """A refusal whose detail repeats what the backend said, made fit for a log."""
-        text = self._without_secret(said).translate(PRINTABLE)
-        if self._login.secret in text:  # the stars or the question marks themselves have spelled it
-            text = b"***"
-        return _Refusal(outcome, f"{prefix}: {text.decode('ascii')}")
-
-    def _without_secret(self, said: bytes) -> bytes:
-        """Foreign text with the secret, in each form in which it may have been sent, replaced by `***`."""
+        text = without_secret(said, self._login).translate(PRINTABLE)
         secret = self._login.secret
-        encoded = b64encode(secret)
-        forms = {secret, quote(secret)[1:-1], encoded, encoded.rstrip(b"="), self._plain_response()}
-        for form in sorted(forms, key=len, reverse=True):
-            said = said.replace(form, b"***")
-        return said
+        if secret and secret in text:  # the stars or the question marks themselves have spelled it
+            text = b"***"
+        return Refusal(outcome, f"{prefix}: {text.decode('ascii')}")
 
 
-class _Refusal(Exception):
-    """Ends the dialogue with a BackendRefused; `detail` is printable ASCII without the secret."""
+class BackendProbe(BackendDialogue):
+    """The same without a login: up to the capability list, then LOGOUT. Its last event is BackendAnswered.
 
-    def __init__(self, outcome: Outcome, detail: str) -> None:
-        super().__init__(outcome, detail)
-        self.outcome = outcome
-        self.detail = detail
+    `login` says which login would follow: a backend that offers no way for it refuses the probe. Its secret is empty.
+    """
+
+    def _converse(self) -> Generator[DialogueEvent | None, None, DialogueEvent]:
+        yield from self._open()
+        if not self._listed:
+            yield from self._capability(self._send(b"CAPABILITY"))
+        self.step = "login"
+        choose_command(self._login, self._offered())
+        self._send(b"LOGOUT")
+        return BackendAnswered(self._listed)
 
 
 def _status(response: bytes) -> tuple[bytes, bytes]:

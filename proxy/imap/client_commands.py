@@ -1,4 +1,4 @@
-"""The commands of the proxy's own login at a backend, put together: LOGIN, AUTHENTICATE PLAIN, ID."""
+"""The commands of the proxy's own login at a backend, put together: LOGIN, AUTHENTICATE, ID."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Set
 from proxy.imap.grammar import MAX_ID_FIELD_BYTES, MAX_ID_PAIRS, MAX_ID_VALUE_BYTES, is_quotable, quote
 
 MAX_LITERAL_MINUS_BYTES = 4096  # RFC 7888 §5: the longest non-synchronizing literal with LITERAL-
+# Every server takes lines of 8192 octets (RFC 7162 §4); this leaves room for tag and line end.
+MAX_COMMAND_BYTES = 8160
 
 # For bytes.translate(): all but printable ASCII becomes "?".
 PRINTABLE = bytes(octet if 0x20 <= octet < 0x7F else ord("?") for octet in range(256))
@@ -30,15 +32,29 @@ def login_command(name: bytes, secret: bytes, offered: Set[bytes]) -> list[bytes
     return pieces
 
 
-def authenticate_plain(response: bytes, *, initial_response: bool) -> list[bytes]:
-    """AUTHENTICATE PLAIN in such pieces; its response goes along where that is allowed (SASL-IR, RFC 4959)."""
-    return [b"AUTHENTICATE PLAIN " + response] if initial_response else [b"AUTHENTICATE PLAIN", response]
+def authenticate(mechanism: str, response: bytes, *, initial_response: bool) -> list[bytes]:
+    """AUTHENTICATE in such pieces. Its response, in base64, goes along where that is allowed (SASL-IR, RFC 4959)."""
+    command = b"AUTHENTICATE " + mechanism.encode("ascii")
+    if initial_response and len(command) + len(response) <= MAX_COMMAND_BYTES:
+        return [command + b" " + response]
+    return [command, response]
 
 
 def plain_response(authorization_identity: str, authentication_identity: str, secret: bytes) -> bytes:
     """The one message of PLAIN, in base64 (RFC 4616 §2)."""
     names = f"{authorization_identity}\0{authentication_identity}\0"
     return b64encode(names.encode("utf-8", "replace") + secret)
+
+
+def xoauth2_response(name: str, token: bytes) -> bytes:
+    """The one message of XOAUTH2, in base64. No RFC has it: it is Google's and Microsoft's."""
+    return b64encode(f"user={name}".encode("utf-8", "replace") + _bearer(token))
+
+
+def oauthbearer_response(name: str, token: bytes) -> bytes:
+    """The one message of OAUTHBEARER, in base64 (RFC 7628 §3.1); the name is a saslname (RFC 5801 §4)."""
+    saslname = name.replace("=", "=3D").replace(",", "=2C")
+    return b64encode(f"n,a={saslname},".encode("utf-8", "replace") + _bearer(token))
 
 
 def id_command(fields: tuple[tuple[str, str], ...]) -> bytes:
@@ -49,6 +65,10 @@ def id_command(fields: tuple[tuple[str, str], ...]) -> bytes:
         octets = value.encode("ascii", "replace")[:MAX_ID_VALUE_BYTES].translate(PRINTABLE)
         parameters.append(quote(octets) if octets else b"NIL")
     return b"ID (" + b" ".join(parameters) + b")"
+
+
+def _bearer(token: bytes) -> bytes:
+    return b"\x01auth=Bearer " + token + b"\x01\x01"
 
 
 def _add_string(pieces: list[bytes], string: bytes, longest_non_synchronizing: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proxy.model import Credentials
+from proxy.model import AccountWanted, Credentials
 from proxy.outcome import Outcome
 
 
@@ -27,6 +27,14 @@ class LoginOffered:
     credentials: Credentials
 
 
+# AccountWanted (model): a mechanism needs to know the account of a name; answer with supply() or reject().
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeBrokenOff:
+    """An exchange that was given an account ended without a login; its command is answered."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoggedOut:
     """LOGOUT was answered: send what is due and close."""
@@ -37,7 +45,7 @@ class Gone:
     """The client closed the connection."""
 
 
-ServerEvent = StartTls | LoginOffered | LoggedOut | Gone
+ServerEvent = StartTls | LoginOffered | AccountWanted | ExchangeBrokenOff | LoggedOut | Gone
 
 
 # --- from a backend, until it has logged the proxy in (imap/client.py) ---

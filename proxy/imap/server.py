@@ -9,8 +9,8 @@ then no continuation request goes out, and a client that waits for one has its a
 literal has been sent already, so it is consumed, because the octets of a refused literal must never be read as a
 command. Where that cannot be done within the bounds, the connection ends.
 
-While an offer is pending nothing is parsed. After accept() what the client sent early belongs to the backend; after
-reject() it is parsed as commands of a client that is not logged in (RFC 9051 §5.5).
+While an offer is pending, or an account is wanted, nothing is parsed. After accept() what the client sent early belongs
+to the backend; after reject() it is parsed as commands of a client that is not logged in (RFC 9051 §5.5).
 """
 
 from __future__ import annotations
@@ -20,10 +20,28 @@ from dataclasses import dataclass, field
 
 from proxy.imap import responses
 from proxy.imap.capability import before_login
-from proxy.imap.events import Gone, LoggedOut, LoginOffered, ProtocolViolation, ServerEvent, StartTls
+from proxy.imap.events import (
+    ExchangeBrokenOff,
+    Gone,
+    LoggedOut,
+    LoginOffered,
+    ProtocolViolation,
+    ServerEvent,
+    StartTls,
+)
+from proxy.imap.exchange import Exchange
 from proxy.imap.grammar import Arguments, BadSyntax, LiteralHeader, check_id, decode_base64, is_tag, split_literal
 from proxy.imap.reader import EndOfData, LineTooLong, Reader
-from proxy.model import Challenge, Credentials, MalformedResponse, Mechanism
+from proxy.imap.strangers import (
+    DEFAULT_BOUNDS,
+    TLS_HANDSHAKE,
+    DialogueBounds,
+    ForeignProtocol,
+    TooBig,
+    has_bad_character,
+    is_http,
+)
+from proxy.model import Account, AccountWanted, Credentials, MalformedResponse, Mechanism
 from proxy.outcome import FAREWELLS, REPLIES, Outcome
 
 _COMMANDS = frozenset({b"CAPABILITY", b"NOOP", b"LOGOUT", b"ID", b"STARTTLS", b"LOGIN", b"AUTHENTICATE"})
@@ -36,35 +54,8 @@ _BAD_CHARACTER = b"BAD Invalid character."
 _NO_LITERAL = b"BAD Literal not allowed here."
 _BYE_TOO_BIG = b"* BYE [TOOBIG] Literal too large.\r\n"
 _TOO_BIG = b"NO [TOOBIG] Literal too large."
+_NO_LOGIN = b"NO [CANNOT] Passwords are not accepted; use AUTHENTICATE."
 _UNKNOWN_MECHANISM = b"NO [CANNOT] Unsupported authentication mechanism."
-
-_HTTP_METHODS = frozenset(
-    {b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PRI"}
-)
-_TLS_HANDSHAKE = b"\x16\x03"  # how a ClientHello begins (RFC 8446 §5.1)
-
-
-@dataclass(frozen=True, slots=True)
-class DialogueBounds:
-    """How much a client may send before it is logged in. Buffers hold that, and one read more.
-
-    That holds for a driver that reads where next_event() asks for octets, and not while an offer is pending.
-    """
-
-    max_line_bytes: int = 8192  # all text of one command, literals not counted
-    max_auth_line_bytes: int = 65536  # a line of AUTHENTICATE: tokens are large
-    max_literal_bytes: int = 8192  # all literals of one command
-    max_tag_bytes: int = 64
-    max_bad_commands: int = 10  # the tenth BAD is followed by BYE
-    max_commands: int = 1000  # of any kind: a client needs about five
-
-
-class _TooBig(ProtocolViolation):
-    """A literal that nobody asked for is larger than may be thrown away (RFC 7888 §4)."""
-
-
-class _ForeignProtocol(ProtocolViolation):
-    """This is no IMAP at all. A browser that was lured here must not see an answer it could make something of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +84,9 @@ class PreAuthDialogue:
         secure: bool,
         starttls: bool,
         mechanisms: Mapping[str, Callable[[], Mechanism]],
+        login: bool = True,
         greeting: bool = True,
-        bounds: DialogueBounds = DialogueBounds(),
+        bounds: DialogueBounds = DEFAULT_BOUNDS,
     ) -> None:
         """Begin with a greeting, unless TLS has just been started.
 
@@ -102,28 +94,39 @@ class PreAuthDialogue:
             secure: TLS protects the connection, or a trusted network does; without, no login.
             starttls: This listener offers STARTTLS.
             mechanisms: What makes a new exchange of each mechanism, by its name in upper case.
+            login: Whether the command LOGIN is of any use: somebody knows passwords.
         """
         self._secure = secure
+        self._login_enabled = login
         self._starttls = starttls
         self._mechanisms = mechanisms
         self._bounds = bounds
-        self._capability = before_login(secure=secure, starttls=starttls, mechanisms=mechanisms)
+        self._capability = before_login(secure=secure, starttls=starttls, login=login, mechanisms=mechanisms)
         self._reader = Reader()
         self._out = bytearray(responses.greeting(self._capability) if greeting else b"")
         self._commands = self._bad_commands = 0
         self._asked_capability = False
-        self._offer: _Offer | None = None
+        self._offer: _Offer | None = None  # of the last LOGIN or AUTHENTICATE
+        self._exchange: Exchange | None = None  # of the last AUTHENTICATE
+        self._pending = False  # the last event has to be answered
         self._refusal = b""  # of the last login, while its mechanism's failure awaits the client's answer
         self._violation: ProtocolViolation | None = None
         self._parser = self._run()
 
-    def after_tls(self) -> PreAuthDialogue:
+    def after_tls(self, mechanisms: Mapping[str, Callable[[], Mechanism]]) -> PreAuthDialogue:
         """The dialogue that goes on inside TLS: a new object, nothing said in clear survives, no second greeting.
 
+        Args:
+            mechanisms: Those of the connection as it is now; TLS may have told who the client is.
         Source: RFC 9051 §6.2.1.
         """
         return PreAuthDialogue(
-            secure=True, starttls=self._starttls, mechanisms=self._mechanisms, greeting=False, bounds=self._bounds
+            secure=True,
+            starttls=self._starttls,
+            mechanisms=mechanisms,
+            login=self._login_enabled,
+            greeting=False,
+            bounds=self._bounds,
         )
 
     def receive_data(self, data: bytes) -> None:
@@ -131,16 +134,18 @@ class PreAuthDialogue:
         self._reader.receive_data(data)
 
     def next_event(self) -> ServerEvent | None:
-        """What happened next; None: more octets are needed, or an offer is pending.
+        """What happened next; None: more octets are needed, or an answer to the last event.
 
         Raises:
             ProtocolViolation: Send what is due and close.
         """
         if self._violation is not None:
             raise self._violation
-        if self._offer is not None:
+        if self._pending:
             return None
-        return next(self._parser, None)
+        event = next(self._parser, None)
+        self._pending = isinstance(event, (LoginOffered, AccountWanted))
+        return event
 
     def data_to_send(self) -> bytes:
         """What is due to the client; it is handed out once."""
@@ -166,11 +171,21 @@ class PreAuthDialogue:
             reply = b"OK [CAPABILITY %b] Logged in." % b" ".join(capability)
         self._out += responses.tagged(tag, reply)
 
-    def reject(self, outcome: Outcome) -> None:
-        """Refuse the pending login; the dialogue goes on."""
+    def supply(self, account: Account) -> None:
+        """Answer AccountWanted; the exchange goes on."""
+        self._answer_offer()
+        assert self._exchange is not None
+        self._exchange.account = account
+
+    def reject(self, outcome: Outcome, *, last: bool = False) -> None:
+        """Refuse the pending login, or the account that is wanted; the dialogue goes on.
+
+        Args:
+            last: The connection ends behind it, so the client is told by the tagged response alone.
+        """
         offer = self._answer_offer()
         refusal = responses.tagged(offer.tag, bytes(REPLIES[outcome]))
-        challenge = offer.mechanism.failure(outcome) if offer.mechanism is not None else None
+        challenge = offer.mechanism.failure(outcome) if offer.mechanism is not None and not last else None
         if challenge is None:
             self._out += refusal
         else:
@@ -187,9 +202,10 @@ class PreAuthDialogue:
         return self._reader.held()
 
     def _answer_offer(self) -> _Offer:
-        assert self._offer is not None, "no login is pending"
-        offer, self._offer = self._offer, None
-        return offer
+        assert self._pending, "nothing is pending"
+        assert self._offer is not None
+        self._pending = False
+        return self._offer
 
     # --- the parser ---
 
@@ -200,9 +216,9 @@ class PreAuthDialogue:
             yield Gone()
         except ProtocolViolation as violation:
             self._violation = violation
-            if isinstance(violation, _TooBig):
+            if isinstance(violation, TooBig):
                 self._out += _BYE_TOO_BIG
-            elif not isinstance(violation, _ForeignProtocol):
+            elif not isinstance(violation, ForeignProtocol):
                 self._out += FAREWELLS[Outcome.PROTOCOL_VIOLATION]
             raise
 
@@ -214,11 +230,14 @@ class PreAuthDialogue:
                 raise ProtocolViolation("too many commands")
             if command is None:
                 continue
+            event = None
+            self._exchange = None
             try:
                 event = yield from self._perform(command)
             except BadSyntax as bad:
                 self._refuse(command.tag, b"BAD " + str(bad).encode("ascii"))
-                continue
+            if event is None and self._exchange is not None and self._exchange.account_told:
+                yield ExchangeBrokenOff()
             if event is None:
                 continue
             yield event
@@ -235,8 +254,8 @@ class PreAuthDialogue:
         line = yield from self._first_line()
         text, literal = split_literal(line)
         tag, _, rest = text.partition(b" ")
-        if _is_http(tag, text):
-            raise _ForeignProtocol("HTTP")
+        if is_http(tag, text):
+            raise ForeignProtocol("HTTP")
         name, space, rest = rest.partition(b" ")
         name = name.upper()
         refusal = None
@@ -249,7 +268,9 @@ class PreAuthDialogue:
             refusal = _NOT_NOW
         elif not self._secure and name in _NEED_PRIVACY:
             refusal = bytes(REPLIES[Outcome.PRIVACY_REQUIRED])
-        elif _has_bad_character(text):
+        elif name == b"LOGIN" and not self._login_enabled:
+            refusal = _NO_LOGIN
+        elif has_bad_character(text):
             refusal = _BAD_CHARACTER
         elif literal is not None and name not in _TAKE_STRINGS:
             refusal = _NO_LITERAL
@@ -264,9 +285,9 @@ class PreAuthDialogue:
     def _first_line(self) -> Generator[None, None, bytes]:
         reader, bounds = self._reader, self._bounds
         first = yield from reader.peek(1)
-        if first == _TLS_HANDSHAKE[:1] and (yield from reader.peek(2)) == _TLS_HANDSHAKE:
+        if first == TLS_HANDSHAKE[:1] and (yield from reader.peek(2)) == TLS_HANDSHAKE:
             # Its record may hold no LF; who speaks TLS here waits for our handshake, not for a line.
-            raise _ForeignProtocol("TLS where plain text is spoken")
+            raise ForeignProtocol("TLS where plain text is spoken")
         try:
             return (yield from reader.line(bounds.max_line_bytes))
         except LineTooLong:
@@ -284,7 +305,7 @@ class PreAuthDialogue:
             literal_bytes += literal.size
             too_big = literal_bytes > self._bounds.max_literal_bytes
             if too_big and not literal.synchronizing:
-                raise _TooBig("literal too large")
+                raise TooBig("literal too large")
             if refusal is None and literal.binary:
                 refusal = _NO_LITERAL
             if refusal is None and too_big:
@@ -300,7 +321,7 @@ class PreAuthDialogue:
             line = yield from self._reader.line(max(0, self._bounds.max_line_bytes - text_bytes))
             text_bytes += len(line)
             text, literal = split_literal(line)
-            if refusal is None and (_has_bad_character(text) or b"\0" in parts[-1]):
+            if refusal is None and (has_bad_character(text) or b"\0" in parts[-1]):
                 refusal = _BAD_CHARACTER
             parts.append(text)
         return refusal
@@ -315,7 +336,7 @@ class PreAuthDialogue:
 
     # --- the commands ---
 
-    def _perform(self, command: _Command) -> Generator[None, None, ServerEvent | None]:
+    def _perform(self, command: _Command) -> Generator[AccountWanted | None, None, ServerEvent | None]:
         arguments = command.arguments
         match command.name:
             case b"LOGIN":
@@ -363,8 +384,7 @@ class PreAuthDialogue:
         self._offer = _Offer(command.tag, None)
         return LoginOffered(Credentials("LOGIN", name.decode("utf-8", "surrogateescape"), "", password))
 
-    def _authenticate(self, command: _Command) -> Generator[None, None, LoginOffered | None]:
-        """Carry the exchange of one mechanism: challenges and responses, base64 around each (RFC 9051 §6.2.2)."""
+    def _authenticate(self, command: _Command) -> Generator[AccountWanted | None, None, LoginOffered | None]:
         arguments = command.arguments
         arguments.expect(b" ")
         factory = self._mechanisms.get(arguments.atom().decode("ascii").upper())
@@ -377,25 +397,12 @@ class PreAuthDialogue:
         if factory is None:
             self._refuse(command.tag, _UNKNOWN_MECHANISM)
             return None
-        mechanism = factory()
+        exchange = self._exchange = Exchange(factory(), self._reader, self._out, self._bounds.max_auth_line_bytes)
+        self._offer = _Offer(command.tag, exchange.mechanism)
         try:
-            while isinstance(result := mechanism.step(response), Challenge):
-                self._out += responses.continuation(result.data)
-                line = yield from self._reader.line(self._bounds.max_auth_line_bytes)
-                if line == b"*":  # no fault of the client's: it is not counted
-                    self._out += responses.tagged(command.tag, bytes(REPLIES[Outcome.CANCELLED]))
-                    return None
-                response = decode_base64(line)
+            credentials = yield from exchange.run(response)
         except MalformedResponse:
             raise BadSyntax("Malformed authentication response.") from None
-        self._offer = _Offer(command.tag, mechanism)
-        return LoginOffered(result)
-
-
-def _has_bad_character(text: bytes) -> bool:
-    return b"\0" in text or b"\r" in text
-
-
-def _is_http(tag: bytes, text: bytes) -> bool:
-    """Whether this is the first line, or the one after, of what a browser sends when a page makes it talk to us."""
-    return (tag in _HTTP_METHODS and text[-9:-3] == b" HTTP/") or tag[:5].lower() == b"host:"
+        if exchange.cancelled:  # it is not counted as a bad command
+            self._out += responses.tagged(command.tag, bytes(REPLIES[Outcome.CANCELLED]))
+        return None if credentials is None else LoginOffered(credentials)

@@ -27,7 +27,7 @@ class Ledger:
         count = self._by_user.get(session.name, 0)
         if count >= self._connections_per_user:
             detail = f"connections_per_user: {count} sessions of {self._connections_per_user}"
-            raise Refused(Outcome.LIMIT, detail)
+            raise Refused(Outcome.LIMIT, detail, limit="connections_per_user")
         self._by_user[session.name] = count + 1
         self._sessions[session.id] = (session, session.name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ class Session:
     authentication_identity: str = ""
     authorization_identity: str = ""
     name: str = ""  # canonical
+    source: str = ""  # which identity source knew the client
+    stale: bool = False  # by what it had said before, since it was out
     backend: str = ""
     login_seconds: float = 0.0
     failures: int = 0
+    ends_at: float = math.inf  # when what the client logged in with has expired, and the grace is over; monotonic

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-import ipaddress
+from collections.abc import Iterable
+
+from proxy.settings.addresses import Network
+from proxy.settings.networks import NetworkSet, network_of
+
+# What counts as one address: an IPv4 address, or an IPv6 /64, of which every customer has at least one.
+_IPV4_PREFIX, _IPV6_PREFIX = 32, 64
 
 
 class Admission:
     """Counts open connections. Synchronous, so that nothing happens between the check and the change."""
 
-    def __init__(self, connections: int, connections_per_address: int) -> None:
+    def __init__(self, connections: int, connections_per_address: int, exempt_networks: Iterable[Network] = ()) -> None:
+        """Args:
+        connections: How many there may be in all.
+        connections_per_address: How many there may be from one address.
+        exempt_networks: Where addresses are not counted; their connections count in all.
+        """
         self._connections = connections
         self._connections_per_address = connections_per_address
-        self._by_address: dict[str, int] = {}
+        self._exempt = NetworkSet(exempt_networks)
+        self._by_address: dict[bytes, int] = {}
         self.open = 0
 
     def admit(self, address: str) -> str | None:
         """Take a place. Gives None, or the name of the limit that is reached (and no place is taken)."""
         if self.open >= self._connections:
             return "connections"
-        address = _household(address)
-        count = self._by_address.get(address, 0)
-        if count >= self._connections_per_address:
-            return "connections_per_address"
-        self._by_address[address] = count + 1
+        if address not in self._exempt:
+            household = network_of(address, _IPV4_PREFIX, _IPV6_PREFIX)
+            count = self._by_address.get(household, 0)
+            if count >= self._connections_per_address:
+                return "connections_per_address"
+            self._by_address[household] = count + 1
         self.open += 1
         return None
 
     def release(self, address: str) -> None:
         """Give a place back."""
-        address = _household(address)
-        count = self._by_address[address] - 1
         self.open -= 1
+        if address in self._exempt:
+            return
+        household = network_of(address, _IPV4_PREFIX, _IPV6_PREFIX)
+        count = self._by_address[household] - 1
         if count:
-            self._by_address[address] = count
+            self._by_address[household] = count
         else:
-            del self._by_address[address]
-
-
-def _household(address: str) -> str:
-    """What counts as one address: an IPv4 address, or an IPv6 /64, of which every customer has at least one."""
-    if ":" not in address:
-        return address
-    return str(int(ipaddress.IPv6Address(address)) >> 64)
+            del self._by_address[household]

@@ -23,6 +23,9 @@ from proxy.transport.tls import Broken, WouldRead, WouldWrite
 
 # Answers owed to a client that has closed its half may take this long.
 _HALF_CLOSED_SECONDS = 60.0
+# A session whose token has expired ends at a safe point. One that never comes to one ends after this much more time.
+_LONGEST_EXPIRED_SECONDS = 300.0
+_BLIND_SILENCE_SECONDS = 5.0
 
 
 class Traffic(Protocol):
@@ -233,6 +236,15 @@ class Splice:
             self.end(Outcome.CLIENT_CLOSED)
         elif silent > self._carriage.idle_seconds:
             self.say_goodbye(Outcome.IDLE_TIMEOUT)
+        elif now > self.session.ends_at and self._may_expire(now, silent):
+            self.say_goodbye(Outcome.EXPIRED)
+
+    def _may_expire(self, now: float, silent: float) -> bool:
+        """Whether a session that is not entitled to go on can end just now, hurting nobody; and some day it must."""
+        if self.at_safe_point or now > self.session.ends_at + _LONGEST_EXPIRED_SECONDS:
+            return True
+        # Nobody knows what goes on inside COMPRESS: a silence is the best moment there is.
+        return self._observer.state is State.BLIND and silent > _BLIND_SILENCE_SECONDS
 
     def fail(self) -> None:
         """A bug was met in this session."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +37,7 @@ class Router:
 
     def __init__(self, servers: Sequence[Server], hash: Literal["name", "domain"]) -> None:
         self._ring = Rendezvous(Member(server.name, server.weight) for server in servers)
-        self._names = frozenset(server.name for server in servers)
+        self._overrides = _overrides(servers)
         self._by_domain = hash == "domain"
         self.epoch = self._ring.epoch
 
@@ -48,10 +49,11 @@ class Router:
         """
         override = identity.backend
         if override is not None:
-            if override not in self._names:
+            backend = self._overrides.get(override) or self._overrides.get(override.lower())
+            if backend is None:
                 # Not by hash instead: a mailbox would be made where its owner's mail is not.
                 raise Refused(Outcome.UNAVAILABLE, f'unknown backend "{override}" given by source {identity.source}')
-            return Choice(override, "override", (override,))
+            return Choice(backend, "override", (backend,))
         order = self._ring.order(self._key(identity.name))
         if not order:
             raise Refused(Outcome.UNAVAILABLE, "every backend has weight 0")
@@ -65,3 +67,13 @@ class Router:
     def _key(self, name: str) -> str:
         """What is hashed: the name; by domain what follows its "@", so that a domain shares one backend."""
         return name.rpartition("@")[2] if self._by_domain else name
+
+
+def _overrides(servers: Sequence[Server]) -> dict[str, str]:
+    """What a source may call a backend: its name first of all, its host:port, its host; the latter where that is
+    one's alone. Directories that served another proxy before hold addresses.
+    """
+    spelled = [(form.lower(), each.name) for each in servers for form in (each.endpoint.host, str(each.endpoint))]
+    count = Counter(form for form, _ in spelled)
+    found = {form: name for form, name in spelled if count[form] == 1}
+    return found | {each.name.lower(): each.name for each in servers} | {each.name: each.name for each in servers}

@@ -338,13 +338,18 @@ class TlsStream:
     def transport(self) -> Transport:
         return self.connection
 
+    @property
+    def binds_channel(self) -> bool:
+        """Whether channel_binding() gives one."""
+        return self.connection.get_protocol_version() >= SSL.TLS1_3_VERSION
+
     def channel_binding(self) -> bytes | None:
         """What both ends of this connection know and no other (`tls-exporter`, RFC 9266).
 
         None: TLS is older than 1.3, where it would need the extended master secret (RFC 9266 §4.2), which pyOpenSSL
         does not tell.
         """
-        if self.connection.get_protocol_version() < SSL.TLS1_3_VERSION:
+        if not self.binds_channel:
             return None
         return self.connection.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
 

@@ -13,6 +13,7 @@ from proxy.settings.models import Settings
 
 # argon2id of a password that nobody knows
 HASH = '"$argon2id$v=19$m=65536,t=3,p=4$HkA/zSL2W0qjZNjG7qMXMw$3/9eBlhXj8hzpHI6P6TwKBVfjUyj+v7TJmpMROiHq5Q"'
+CONFIG = Path("porter.yaml")  # read only where a mistake stands in it
 ANN = f"ann@example.org: {{hash: {HASH}}}\n"
 
 
@@ -38,7 +39,7 @@ def settings_of(folder: Path, *users: str, servers: int = 2, **sections: Any) ->
 def mistakes_of(settings: Settings) -> list[str]:
     """As `file:line: key: problem`."""
     with pytest.raises(SettingsError) as caught:
-        preflight(settings)
+        preflight(settings, CONFIG)
     return [f"{each.path.name}:{each.line}: {each.key}: {each.problem}" for each in caught.value.mistakes]
 
 
@@ -47,7 +48,7 @@ GOOD = [(), (ANN,), (ANN, ANN), (f"ann@example.org: {{hash: {HASH}, backend: dov
 
 @pytest.mark.parametrize("users", GOOD)
 def test_nothing_is_said_of_what_can_be_served(tmp_path: Path, users: tuple[str, ...]) -> None:
-    preflight(settings_of(tmp_path, *users))
+    preflight(settings_of(tmp_path, *users), CONFIG)
 
 
 def test_every_file_is_read_and_every_mistake_told(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_names_are_read_by_the_rules_of_the_settings(tmp_path: Path) -> None:
     text = f"Ann: {{hash: {HASH}}}\nann: {{hash: {HASH}}}\n"
     (mistake,) = mistakes_of(settings_of(tmp_path, text))
     assert mistake.startswith('users0.yaml:2: ann: the same person as "Ann" on line 1')
-    preflight(settings_of(tmp_path, text, names={"lowercase": False}))
+    preflight(settings_of(tmp_path, text, names={"lowercase": False}), CONFIG)
 
 
 def test_a_backend_that_there_is_not(tmp_path: Path) -> None:
@@ -98,3 +99,41 @@ def test_it_is_told_together_with_other_mistakes_in_the_order_of_the_file(tmp_pa
 def test_of_many_backends_a_few_are_listed(tmp_path: Path) -> None:
     (mistake,) = mistakes_of(settings_of(tmp_path, f"bob: {{hash: {HASH}, backend: x}}\n", servers=8))
     assert mistake.endswith(" has dovecot-1, dovecot-2, dovecot-3, dovecot-4, dovecot-5 and 3 more")
+
+
+KEYS = f"SCRAM-SHA-256$4096:{'QUFB' * 4}${'QUFB' * 10}QUE=:{'QUFB' * 10}QUE="
+
+
+@pytest.mark.parametrize(("method", "told"), [("password", True), ("token", True), ("master", False)])
+def test_keys_for_scram_need_a_backend_that_lets_the_proxy_in(tmp_path: Path, method: str, told: bool) -> None:
+    (tmp_path / "master.password").write_text("s3cret")
+    login = {"method": method}
+    if method == "master":
+        login |= {"name": "porter", "password": {"file": "master.password"}}  # type: ignore[dict-item]
+    servers = [{"name": "dovecot-1", "url": "imap://127.0.0.1"}]
+    settings = settings_of(
+        tmp_path, ANN + f'bob@example.org: {{scram: "{KEYS}"}}\n', backends={"servers": servers, "login": login}
+    )
+    if told:
+        (mistake,) = mistakes_of(settings)
+        assert mistake.startswith("users0.yaml:2: bob@example.org.scram: SCRAM shows no password that backends.login")
+    else:
+        preflight(settings, CONFIG)
+
+
+def test_a_filter_that_is_none(tmp_path: Path) -> None:
+    config = tmp_path / "porter.yaml"
+    ldap = 'ldap: {urls: ["ldaps://h"], search: {base: dc=x, filter: "((uid={name})"}}'
+    config.write_text(f"identity:\n  - file: {{path: users0.yaml}}\n  - {ldap}\n")
+    settings = settings_of(
+        tmp_path,
+        ANN,
+        identity=[
+            {"file": {"path": "users0.yaml"}},
+            {"ldap": {"urls": ["ldaps://h"], "search": {"base": "dc=x", "filter": "((uid={name})"}}},
+        ],
+    )
+    with pytest.raises(SettingsError) as caught:
+        preflight(settings, config)
+    (mistake,) = caught.value.mistakes
+    assert str(mistake).startswith(f"{config}:3: identity[1].ldap.search.filter: not a filter")

@@ -6,9 +6,12 @@ import io
 from collections.abc import Iterable
 
 import pytest
+from typer.testing import CliRunner
 
 from proxy.auth.passwords import verify
+from proxy.auth.scram_keys import parse_scram_keys, verify_password
 from proxy.cli import hash_password as command
+from proxy.cli.main import app
 
 
 class Terminal(io.TextIOWrapper):
@@ -108,3 +111,26 @@ def test_answers_that_end_it(
     out, err = capsys.readouterr()
     assert out == ""
     assert "one" not in err
+
+
+def test_scram_keys_alone_on_standard_output() -> None:
+    result = CliRunner().invoke(app, ["hash-password", "--scram"], input="pässword\nsecond line\n")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert result.stdout.startswith("SCRAM-SHA-256$")
+    assert result.stdout.count("\n") == 1
+    assert verify_password(parse_scram_keys(result.stdout.removesuffix("\n")), "pässword".encode())
+
+
+@pytest.mark.parametrize(
+    ("octets", "problem"), [(b"\xffs3cret\n", "UTF-8"), (b"s3cret\x07\n", "RFC 4013"), (b"\n", "empty")]
+)
+def test_what_no_scram_client_could_send(
+    octets: bytes, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    piped(monkeypatch, octets)
+    assert command.hash_password(scram=True) == command.EXIT_REFUSED
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert problem in err
+    assert "s3cret" not in err

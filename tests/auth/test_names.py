@@ -62,6 +62,18 @@ REFUSED = [
     ("octet that is no UTF-8", b"alice\xff".decode("utf-8", "surrogateescape"), "U+DCFF"),
     ("truncated UTF-8", b"alic\xc3".decode("utf-8", "surrogateescape"), "U+DCC3"),
     ("overlong NUL", b"\xc0\x80".decode("utf-8", "surrogateescape"), "U+DCC0"),
+    ("mathematical letter", "\U0001d41alice", "stand for others"),
+    ("mathematical capital", "\U0001d400lice", "stand for others"),
+    ("circled letter", "\u24d0lice", "stand for others"),
+    ("ordinal indicator", "\u00aalice", "stand for others"),
+    ("ligature", "\ufb01x", "stand for others"),
+    ("superscript", "alice\u00b2", "stand for others"),
+    ("long s", "ali\u017fe", "stand for others"),
+    ("roman numeral", "\u2168", "stand for others"),
+    ("ligature in the domain", "alice@o\ufb03ce.example", "stand for others"),
+    ("small at", "alice\ufe6bexample.org", "stand for others"),
+    ("small separator", "alice\ufe61porter", "stand for others"),
+    ("fullwidth of what stands for others", "alice\uffe3", "stand for others"),
     ("master separator", "alice*porter", "master separator"),
     ("separator first", "*alice", "master separator"),
     ("separator alone", "*", "master separator"),
@@ -85,6 +97,43 @@ def test_refused(name: str, given_name: str, detail: str) -> None:
     assert refusal.value.outcome is Outcome.AUTHENTICATION_FAILED
     assert detail in refusal.value.detail
     assert refusal.value.detail.isprintable()
+
+
+ASSERTED = [
+    ("plain", "Alice", "alice@default.example"),
+    ("umlaut", "JÜRGEN@bücher.example", "jürgen@bücher.example"),
+    ("decomposed", "ju\u0308rgen", "jürgen@default.example"),
+    ("cjk", "李@例子.example", "李@例子.example"),
+]
+
+
+@pytest.mark.parametrize(("name", "given_name", "canonical"), ASSERTED, ids=[row[0] for row in ASSERTED])
+def test_asserted(name: str, given_name: str, canonical: str) -> None:
+    assert NameRules(Names(default_domain="default.example")).asserted(given_name) == canonical
+
+
+# Who types in another width means the ordinary letters. Who vouches for a name has no reason to.
+NOT_ASSERTED = [
+    ("fullwidth letter", "\uff21lice"),
+    ("fullwidth at", "alice\uff20example.org"),
+    ("halfwidth katakana", "\uff76\uff9e"),
+]
+
+
+@pytest.mark.parametrize(("name", "given_name"), NOT_ASSERTED, ids=[row[0] for row in NOT_ASSERTED])
+def test_another_width_is_typed_and_never_asserted(name: str, given_name: str) -> None:
+    rules = NameRules(Names(default_domain="default.example"))
+    assert rules.canonical(given_name)
+    with pytest.raises(Refused, match="stand for others") as refusal:
+        rules.asserted(given_name)
+    assert refusal.value.outcome is Outcome.AUTHENTICATION_FAILED
+
+
+@pytest.mark.parametrize(("name", "given_name", "detail"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_what_is_no_name_is_not_asserted_either(name: str, given_name: str, detail: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        NameRules(Names(default_domain="default.example")).asserted(given_name)
+    assert refusal.value.outcome is Outcome.AUTHENTICATION_FAILED
 
 
 def test_the_longest_name() -> None:
@@ -135,7 +184,8 @@ def test_a_canonical_name_stays_as_it_is(rules: NameRules, name: str) -> None:
         return
     assert rules.canonical(canonical) == canonical
     assert 0 < len(canonical.encode("utf-8")) <= MAX_OCTETS
-    assert unicodedata.is_normalized("NFC", canonical)
+    assert unicodedata.is_normalized("NFKC", canonical)  # and so NFC
+    assert rules.asserted(canonical) == canonical
     assert "*" not in canonical
     assert canonical.count("@") <= 1
     assert not any(character.isspace() for character in canonical)

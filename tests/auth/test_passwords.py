@@ -20,6 +20,7 @@ from proxy.auth.passwords import (
     unmatchable_hash,
     verify,
 )
+from proxy.auth.scram_keys import make_scram_keys
 from proxy.outcome import Outcome, Refused
 
 SALT, DIGEST = "c29tZXNhbHQ", "AAAAAAAAAAAAAAAAAAAAAA"
@@ -105,6 +106,13 @@ def test_what_cannot_be_verified_is_no_wrong_password() -> None:
     with pytest.raises(Refused) as refusal:
         verify("$argon2id$v=19$m=64,t=1,p=1$!$!", b"secret")
     assert refusal.value.outcome is Outcome.UNAVAILABLE
+
+
+async def test_scram_keys_verify_a_password_that_is_shown() -> None:
+    keys, verifier = make_scram_keys(b"secret", 4096), PasswordVerifier()
+    assert await verifier.verify(keys, b"secret")
+    assert not await verifier.verify(keys, b"Secret")
+    assert not await verifier.verify(keys, b"\xff")
 
 
 @pytest.fixture

@@ -287,3 +287,105 @@ async def test_a_refusal_of_the_backend_closes_the_connection(serve: Served) -> 
     refused = await refusal(backend(f"imap://{LOOPBACK}:{server.port}"))
     assert (refused.outcome, refused.step) == (Outcome.EXPIRED, "login")
     await server.wait_until_gone()
+
+
+# --- the probe ---
+
+METHODS: dict[str, dict[str, Any]] = {
+    "password": {},
+    "authzid": {"method": "authzid", "name": "porter", "password": {"env": "MASTER"}},
+    "token": {"method": "token"},
+}
+
+
+def probed(url: str, method: str = "password", *, ca: Path | None = None, **timeouts: float) -> Backend:
+    tls: dict[str, Any] = {} if ca is None else {"ca": str(ca)}
+    servers = [{"name": "d1", "url": url}]
+    settings = Backends.model_validate({"servers": servers, "tls": tls, "login": METHODS[method]})
+    return Pool(settings, Timeouts.model_validate(timeouts))["d1"]
+
+
+async def be_probed(stream: Stream) -> None:
+    await say(stream, GREETING)
+    assert await hear(stream) == b"p1 LOGOUT\r\n"
+    await say(stream, b"* BYE\r\np1 OK\r\n")
+
+
+def probed_inside_tls(context: ssl.SSLContext) -> Part:
+    async def part(stream: trio.SocketStream) -> None:
+        await be_probed(trio.SSLStream(stream, context, server_side=True))
+
+    return part
+
+
+def probed_after_starttls(context: ssl.SSLContext) -> Part:
+    async def part(stream: trio.SocketStream) -> None:
+        await say(stream, STARTTLS_GREETING)
+        await hear(stream)
+        await say(stream, b"p1 OK go on\r\n")
+        inside = trio.SSLStream(stream, context, server_side=True)
+        await hear(inside)
+        await say(inside, b"* CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN\r\np2 OK\r\n")
+        assert await hear(inside) == b"p3 LOGOUT\r\n"
+
+    return part
+
+
+@pytest.mark.parametrize("scheme", ["imap", "imaps", "imap+starttls"])
+async def test_a_probe_by_each_way(serve: Served, authority: trustme.CA, ca: Path, scheme: str) -> None:
+    context = server_context(authority, LOOPBACK)
+    parts: dict[str, Part] = {
+        "imap": be_probed,
+        "imaps": probed_inside_tls(context),
+        "imap+starttls": probed_after_starttls(context),
+    }
+    server = await serve(parts[scheme])
+    detail, seconds = await probed(f"{scheme}://{LOOPBACK}:{server.port}", ca=ca).probe()
+    assert detail == "IMAP4rev1 SASL-IR AUTH=PLAIN"
+    assert seconds >= 0
+    await server.wait_until_gone()
+
+
+async def greet_without_plain(stream: trio.SocketStream) -> None:
+    await say(stream, b"* OK [CAPABILITY IMAP4rev1 AUTH=CRAM-MD5] ready\r\n")
+    await say_nothing(stream)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "part", "method", "step", "detail"),
+    [
+        ("imaps", say_nothing, "password", "tls", "did not answer within 0.05 s"),
+        ("imap", say_nothing, "password", "greeting", "did not answer within 0.06 s"),
+        ("imaps", greet_and_wait, "password", "tls", "TLS with "),
+        ("imap+starttls", greet_and_wait, "password", "starttls", "the backend offers no STARTTLS"),
+        ("imap", greet_without_plain, "authzid", "login", "the backend offers no AUTH=PLAIN"),
+        ("imap", greet_and_wait, "token", "login", "the backend offers neither AUTH=XOAUTH2 nor AUTH=OAUTHBEARER"),
+    ],
+)
+async def test_a_probe_that_sticks(
+    serve: Served,
+    ca: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    part: Part,
+    method: str,
+    step: str,
+    detail: str,
+) -> None:
+    monkeypatch.setenv("MASTER", "s3cret")
+    server = await serve(part)
+    url = f"{scheme}://{LOOPBACK}:{server.port}"
+    timeouts = {"backend_connect": 0.05, "backend_login": 0.06} if part is say_nothing else {}
+    with pytest.raises(Refused) as caught:
+        await probed(url, method, ca=ca, **timeouts).probe()
+    assert (caught.value.outcome, caught.value.step) == (Outcome.UNAVAILABLE, step)
+    assert detail in caught.value.detail
+    await server.wait_until_gone()
+
+
+async def test_a_probe_of_nobody(refusing: int, mute: int) -> None:
+    for port, detail in ((refusing, "cannot connect to "), (mute, "did not answer within 0.05 s")):
+        with pytest.raises(Refused) as caught:
+            await probed(f"imap://{LOOPBACK}:{port}", backend_connect=0.05).probe()
+        assert (caught.value.outcome, caught.value.step) == (Outcome.UNAVAILABLE, "connect")
+        assert detail in caught.value.detail

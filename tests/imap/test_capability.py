@@ -22,17 +22,22 @@ def test_parse(listed: bytes, names: tuple[bytes, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("secure", "starttls", "names"),
+    ("secure", "starttls", "login", "names"),
     [
-        (True, False, b"IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=XOAUTH2"),
-        (True, True, b"IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=XOAUTH2"),
-        (False, True, b"IMAP4rev1 SASL-IR LITERAL+ ID STARTTLS LOGINDISABLED"),
-        (False, False, b"IMAP4rev1 SASL-IR LITERAL+ ID LOGINDISABLED"),
+        (True, False, True, b"IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=XOAUTH2"),
+        (True, True, True, b"IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=XOAUTH2"),
+        (True, False, False, b"IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=XOAUTH2 LOGINDISABLED"),
+        (True, True, False, b"IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=XOAUTH2 LOGINDISABLED"),
+        (False, True, True, b"IMAP4rev1 SASL-IR LITERAL+ ID STARTTLS LOGINDISABLED"),
+        (False, False, True, b"IMAP4rev1 SASL-IR LITERAL+ ID LOGINDISABLED"),
+        (False, True, False, b"IMAP4rev1 SASL-IR LITERAL+ ID STARTTLS LOGINDISABLED"),
+        (False, False, False, b"IMAP4rev1 SASL-IR LITERAL+ ID LOGINDISABLED"),
     ],
 )
-def test_before_login(secure: bool, starttls: bool, names: bytes) -> None:
+def test_before_login(secure: bool, starttls: bool, login: bool, names: bytes) -> None:
     mechanisms = ("PLAIN", "XOAUTH2")
-    assert b" ".join(capability.before_login(secure=secure, starttls=starttls, mechanisms=mechanisms)) == names
+    told = capability.before_login(secure=secure, starttls=starttls, login=login, mechanisms=mechanisms)
+    assert b" ".join(told) == names
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.imap.client import BackendDialogue, BackendLogin
-from proxy.imap.events import BackendLoggedIn, BackendRefused, BackendStartTls, ClientEvent
+from proxy.imap.client import BackendDialogue
+from proxy.imap.client_login import BackendLogin
+from proxy.imap.events import BackendLoggedIn, BackendRefused, BackendStartTls
 from proxy.outcome import Outcome
-
-Cut = Callable[[bytes], list[bytes]]
+from tests.imap.backend_table import Cut, Row, by_octet, converse, refused, whole
 
 ANN = BackendLogin("ann", b"s3cret")
 ACT = BackendLogin("porter", b"s3cret", authorization_identity="ann")
@@ -31,20 +29,6 @@ AFTER = (b"IMAP4rev1", b"IDLE")
 IN = BackendLoggedIn(AFTER, (), b"")
 RESPONSE = b64encode(b"\0ann\0s3cret")
 ACT_RESPONSE = b64encode(b"ann\0porter\0s3cret")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One backend: each turn is what it says, and what the proxy sends having read it."""
-
-    name: str
-    login: BackendLogin
-    turns: list[tuple[bytes, bytes]]
-    events: list[ClientEvent]
-
-
-def refused(step: str, detail: str, outcome: Outcome = Outcome.UNAVAILABLE) -> BackendRefused:
-    return BackendRefused(outcome, step, detail)
 
 
 def secrets(secret: bytes) -> BackendLogin:
@@ -354,49 +338,6 @@ UNSAYABLE = [
 ]
 
 ROWS = [*LOGGED_IN, *IDS, *STRINGS, *MECHANISMS, *STARTTLS, *GREETINGS, *FAILURES, *UNSAYABLE]
-
-
-def converse(row: Row, cut: Cut) -> tuple[list[bytes], list[ClientEvent]]:
-    """What is sent after each turn of the backend, and all events. `EOF` at a turn's end closes the connection."""
-    dialogue = BackendDialogue(row.login)
-    flights: list[bytes] = []
-    events: list[ClientEvent] = []
-
-    def drain() -> None:
-        while (event := dialogue.next_event()) is not None:
-            events.append(event)
-            if isinstance(event, BackendStartTls):
-                dialogue.tls_established()
-
-    drain()
-    assert dialogue.data_to_send() == b""  # nothing before the greeting
-    for said, _ in row.turns:
-        open_end = said.removesuffix(b"EOF")
-        for piece in cut(open_end):
-            if any(isinstance(event, BackendLoggedIn) for event in events):
-                events[-1] = add_trailing(events[-1], piece)  # the driver owns the stream by now
-            elif piece:
-                dialogue.receive_data(piece)
-                drain()
-        if open_end != said:
-            dialogue.receive_data(b"")
-            drain()
-        flights.append(dialogue.data_to_send())
-    assert dialogue.next_event() is None
-    return flights, events
-
-
-def add_trailing(event: ClientEvent, data: bytes) -> BackendLoggedIn:
-    assert isinstance(event, BackendLoggedIn)
-    return BackendLoggedIn(event.capability, event.notes, event.trailing_data + data)
-
-
-def whole(data: bytes) -> list[bytes]:
-    return [data]
-
-
-def by_octet(data: bytes) -> list[bytes]:
-    return [bytes([octet]) for octet in data]
 
 
 @pytest.mark.parametrize("cut", [whole, by_octet])

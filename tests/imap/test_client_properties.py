@@ -8,17 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.imap.client import BackendDialogue, BackendLogin
-from proxy.imap.events import BackendLoggedIn, BackendRefused, BackendStartTls, ClientEvent
+from proxy.imap.client import BackendDialogue, DialogueEvent
+from proxy.imap.client_login import BackendLogin
+from proxy.imap.events import BackendLoggedIn, BackendRefused, BackendStartTls
 from proxy.outcome import Outcome
 
 SECRET = b'hun"ter2\xfc\xffXYZZY'  # has a quoted, a literal and a base64 form
+TOKEN = b"abracadabra." + b"z" * 40
+FORMS = {SECRET: ("XYZZY", "ter2", b64encode(SECRET).decode()), TOKEN: ("cadabra", b64encode(TOKEN)[:24].decode())}
 
 LINES = [
     b"* OK hi\r\n",
     b"* OK [CAPABILITY IMAP4rev1 STARTTLS] hi\r\n",
     b"* OK [CAPABILITY AUTH=PLAIN SASL-IR LITERAL+] hi\r\n",
     b"* OK [CAPABILITY AUTH=PLAIN] hi\r\n",
+    b"* OK [CAPABILITY AUTH=XOAUTH2 SASL-IR] hi\r\n",
+    b"* OK [CAPABILITY AUTH=OAUTHBEARER] hi\r\n",
     b"* CAPABILITY IMAP4rev1 LOGINDISABLED\r\n",
     b"* CAPABILITY LITERAL-\r\n",
     b"* OK [ALERT] x\r\n",
@@ -35,6 +40,7 @@ LINES = [
     *(b"p%d %s\r\n" % (tag, said) for tag in (1, 2, 3, 4) for said in (b"OK .", b"OK [CAPABILITY A]", b"NO [LIMIT")),
     b"p1 BAD\r\n",
     *(b"p%d NO " % tag + form + b"\r\n" for tag in (1, 2, 3) for form in (SECRET, b64encode(SECRET))),
+    *(b"* BYE " + form + b"\r\n" for form in (TOKEN, TOKEN[:30], b64encode(TOKEN), b64encode(TOKEN)[:30])),
 ]  # fmt: skip
 
 BACKEND = st.lists(st.sampled_from(LINES) | st.binary(max_size=30), max_size=20)
@@ -45,6 +51,12 @@ LOGINS = st.builds(
     authorization_identity=st.sampled_from(["", "bob"]),
     starttls=st.booleans(),
     id_fields=st.sampled_from([(), (("name", "x"),)]),
+) | st.builds(
+    BackendLogin,
+    authentication_identity=st.sampled_from(["ann", "a,n=n", "a\x01"]),
+    secret=st.just(TOKEN),
+    starttls=st.booleans(),
+    mechanism=st.sampled_from(["XOAUTH2", "OAUTHBEARER"]),
 )
 
 
@@ -52,7 +64,7 @@ LOGINS = st.builds(
 def test_any_octets_end_in_none_or_an_event(login: BackendLogin, backend: list[bytes], closed: bool) -> None:
     """Never an exception, one last event, printable details, and no secret in what may be logged."""
     dialogue = BackendDialogue(login)
-    last: ClientEvent | None = None
+    last: DialogueEvent | None = None
     for data in [*(piece for piece in backend if piece), *([b""] if closed else [])]:
         dialogue.receive_data(data)
         while (event := dialogue.next_event()) is not None:
@@ -73,7 +85,7 @@ def test_any_octets_end_in_none_or_an_event(login: BackendLogin, backend: list[b
         shown = repr(last.notes) + repr(login)
     else:
         shown = repr(login) + repr(dialogue)
-    for form in ("XYZZY", "ter2", b64encode(SECRET).decode()):
+    for form in FORMS[login.secret]:
         assert form not in shown
 
 
@@ -238,7 +250,7 @@ def test_a_backend_hears_exactly_these_credentials(
         assert backend.credentials == (actor.encode(), name.encode(), secret)
 
 
-def end(login: BackendLogin, *said: bytes) -> ClientEvent | None:
+def end(login: BackendLogin, *said: bytes) -> DialogueEvent | None:
     """How a login without ID ends at a backend that greets and says this."""
     dialogue = BackendDialogue(login)
     dialogue.receive_data(b"* OK [CAPABILITY IMAP4rev1] .\r\n" + b"".join(said))

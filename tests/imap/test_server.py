@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.imap.events import Gone, LoggedOut, LoginOffered, ProtocolViolation, StartTls
-from proxy.imap.server import DialogueBounds, PreAuthDialogue
-from proxy.model import Challenge, Credentials, MalformedResponse
+from proxy.imap.events import ExchangeBrokenOff, Gone, LoggedOut, LoginOffered, ProtocolViolation, StartTls
+from proxy.imap.server import PreAuthDialogue
+from proxy.imap.strangers import DialogueBounds
+from proxy.model import Account, AccountWanted, Challenge, Credentials, Identity, MalformedResponse
 from proxy.outcome import FAREWELLS, REPLIES, Outcome
 from proxy.sasl.plain import Plain
 
@@ -36,6 +37,8 @@ BAD_ATOM = b"BAD Invalid character in atom.\r\n"
 UNTERMINATED = b"BAD Unterminated quoted string.\r\n"
 BAD_BASE64 = b"BAD Invalid base64.\r\n"
 CANCELLED = b"BAD Authentication cancelled.\r\n"
+MALFORMED_RESPONSE = b"BAD Malformed authentication response.\r\n"
+NO_LOGIN = b"NO [CANNOT] Passwords are not accepted; use AUTHENTICATE.\r\n"
 UNKNOWN_MECHANISM = b"NO [CANNOT] Unsupported authentication mechanism.\r\n"
 IDENTIFIED = b'* ID ("name" "imap-porter")\r\na OK ID completed.\r\n'
 
@@ -58,7 +61,30 @@ class Stepwise:
         return Challenge(b"{}")
 
 
-MECHANISMS = {"PLAIN": Plain, "STEPWISE": Stepwise}
+class Keyed:
+    """A mechanism that needs to know whose keys it has to do with, the way SCRAM does."""
+
+    def __init__(self):
+        self.account = None
+
+    def step(self, response):
+        if response is None:
+            return Challenge(b"")
+        if response == b"wrong":
+            raise MalformedResponse
+        if self.account is None:
+            return AccountWanted("KEYED", response.decode())
+        return Credentials("KEYED", "ann", "", b"", proven=self.account if response == b"proof" else None)
+
+    def supply(self, account):
+        self.account = account
+        return Challenge(account.identity.name.encode())
+
+    def failure(self, outcome):
+        return None
+
+
+MECHANISMS = {"PLAIN": Plain, "STEPWISE": Stepwise, "KEYED": Keyed}
 
 
 def base64(octets):
@@ -73,16 +99,19 @@ def plain(name, password, authorization_identity=""):
     return LoginOffered(Credentials("PLAIN", name, authorization_identity, password))
 
 
-def converse(pieces, *, secure=True, answers=()):
-    """Feed the pieces; answer each login with the next of `answers`; return events, all that was sent, the rest."""
-    dialogue = PreAuthDialogue(secure=secure, starttls=not secure, mechanisms=MECHANISMS, greeting=False)
+def converse(pieces, *, secure=True, login=True, answers=()):
+    """Feed the pieces; answer each login, and each account that is wanted, with the next of `answers`.
+
+    Returns events, all that was sent, and the rest.
+    """
+    dialogue = PreAuthDialogue(secure=secure, starttls=not secure, mechanisms=MECHANISMS, login=login, greeting=False)
     events, sent, answers = [], b"", list(answers)
     for piece in pieces:
         dialogue.receive_data(piece)
         try:
             while (event := dialogue.next_event()) is not None:
                 events.append(event)
-                if isinstance(event, LoginOffered) and answers:
+                if isinstance(event, LoginOffered | AccountWanted) and answers:
                     answers.pop(0)(dialogue)
         except ProtocolViolation:
             return [*events, ProtocolViolation], sent + dialogue.data_to_send(), b""
@@ -100,7 +129,8 @@ CASES = [
         "capability",
         b"a CAPABILITY\r\n",
         [],
-        b"* CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=STEPWISE\r\na OK CAPABILITY completed.\r\n",
+        b"* CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=STEPWISE AUTH=KEYED\r\n"
+        b"a OK CAPABILITY completed.\r\n",
     ),
     ("logout", b"a LOGOUT\r\n", [LoggedOut()], b"* BYE Logging out.\r\na OK LOGOUT completed.\r\n"),
     ("pipelined", b"a NOOP\r\nb NOOP\r\n", [], b"a OK NOOP completed.\r\nb OK NOOP completed.\r\n"),
@@ -296,6 +326,33 @@ CLEAR_CASES = [
 ]  # fmt: skip
 
 
+# --- inside TLS, where nobody knows passwords: name, received, events, sent ---
+
+NO_LOGIN_CASES = [
+    ("capability", b"a CAPABILITY\r\n", [],
+     b"* CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=STEPWISE AUTH=KEYED LOGINDISABLED\r\n"
+     b"a OK CAPABILITY completed.\r\n"),
+    ("login", b"a LOGIN ann pw\r\nb NOOP\r\n", [], b"a " + NO_LOGIN + b"b OK NOOP completed.\r\n"),
+    ("login, small letters", b"a login ann pw\r\n", [], b"a " + NO_LOGIN),
+    ("login, malformed", b"a LOGIN\r\n", [], b"a " + NO_LOGIN),
+    ("login, NUL", b"a LOGIN ann p\0w\r\n", [], b"a " + NO_LOGIN),
+    ("login, literal", b"a LOGIN {3}\r\nb NOOP\r\n", [], b"a " + NO_LOGIN + b"b OK NOOP completed.\r\n"),
+    ("login, literal second", b"a LOGIN ann {2}\r\nb NOOP\r\n", [], b"a " + NO_LOGIN + b"b OK NOOP completed.\r\n"),
+    ("login, literal not waiting", b"a LOGIN {8+}\r\nb NOOP\r\n pw\r\nc NOOP\r\n", [],
+     b"a " + NO_LOGIN + b"c OK NOOP completed.\r\n"),
+    ("login, literals not waiting", b"a LOGIN {8+}\r\nb NOOP\r\n {8+}\r\nc NOOP\r\n\r\nd NOOP\r\n", [],
+     b"a " + NO_LOGIN + b"d OK NOOP completed.\r\n"),
+    ("login, both kinds", b"a LOGIN {8+}\r\nb NOOP\r\n {2}\r\nc NOOP\r\n", [], b"a " + NO_LOGIN
+     + b"c OK NOOP completed.\r\n"),
+    ("login, literal8 not waiting", b"a LOGIN ~{8+}\r\nb NOOP\r\n pw\r\nc NOOP\r\n", [],
+     b"a " + NO_LOGIN + b"c OK NOOP completed.\r\n"),
+    ("login, too large literal", b"a LOGIN {8193}\r\n", [], b"a " + NO_LOGIN),
+    ("login, too large literal not waiting", b"a LOGIN {8193+}\r\n", [ProtocolViolation], BYE_TOO_BIG),
+    ("login is not counted", b"a LOGIN ann pw\r\n" * 20, [], (b"a " + NO_LOGIN) * 20),
+    ("authenticate", b"a AUTHENTICATE PLAIN AGFubgBwdw==\r\n", [plain("ann", b"pw")], b""),
+    ("id, literal", b"a ID ({4}\r\nname {4+}\r\nmutt)\r\n", [], READY + IDENTIFIED),
+]  # fmt: skip
+
 # --- logins answered: name, received, answers, events, sent, left over ---
 
 
@@ -303,8 +360,8 @@ def accept(*capability, notes=()):
     return lambda dialogue: dialogue.accept(capability, notes)
 
 
-def reject(outcome=Outcome.AUTHENTICATION_FAILED):
-    return lambda dialogue: dialogue.reject(outcome)
+def reject(outcome=Outcome.AUTHENTICATION_FAILED, *, last=False):
+    return lambda dialogue: dialogue.reject(outcome, last=last)
 
 
 ANN = login("ann", b"pw")
@@ -313,15 +370,62 @@ STEPS_RECEIVED = b"a AUTHENTICATE STEPWISE QQ==\r\nQg==\r\nQw==\r\n"
 STEPS_SENT = b"+ " + base64(b"1?") + b"\r\n+ " + base64(b"2?") + b"\r\n"
 FAILURE_SENT = b"+ " + base64(b"{}") + b"\r\n"
 
+WANTED = AccountWanted("KEYED", "ann")
+BROKEN_OFF = ExchangeBrokenOff()
+ACCOUNT = Account(Identity("Ann", "file"))
+PROVEN = LoginOffered(Credentials("KEYED", "ann", "", b"", proven=ACCOUNT))
+UNPROVEN = LoginOffered(Credentials("KEYED", "ann", "", b""))
+KEYED_RECEIVED = b"a AUTHENTICATE KEYED " + base64(b"ann") + b"\r\n"
+KEYED_SENT = b"+ " + base64(b"Ann") + b"\r\n"
+
+
+def supply():
+    return lambda dialogue: dialogue.supply(ACCOUNT)
+
+
 ANSWERED_CASES = [
+    ("account supplied, proven", KEYED_RECEIVED + base64(b"proof") + b"\r\nb IDLE\r\n", [supply(), accept()],
+     [WANTED, PROVEN], KEYED_SENT + b"a OK Logged in.\r\n", b"b IDLE\r\n"),
+    ("account supplied, not proven", KEYED_RECEIVED + base64(b"x") + b"\r\nb NOOP\r\n", [supply(), reject()],
+     [WANTED, UNPROVEN], KEYED_SENT + b"a " + FAILED + b"b OK NOOP completed.\r\n", b""),
+    ("account supplied, asked for the first response",
+     b"a AUTHENTICATE KEYED\r\n" + base64(b"ann") + b"\r\n" + base64(b"proof") + b"\r\n", [supply(), accept()],
+     [WANTED, PROVEN], b"+ \r\n" + KEYED_SENT + b"a OK Logged in.\r\n", b""),
+    ("account supplied, cancelled", KEYED_RECEIVED + b"*\r\nb NOOP\r\n", [supply()], [WANTED, BROKEN_OFF],
+     KEYED_SENT + b"a " + CANCELLED + b"b OK NOOP completed.\r\n", b""),
+    ("account supplied, bad base64", KEYED_RECEIVED + b"!\r\nb NOOP\r\n", [supply()], [WANTED, BROKEN_OFF],
+     KEYED_SENT + b"a " + BAD_BASE64 + b"b OK NOOP completed.\r\n", b""),
+    ("account supplied, malformed response", KEYED_RECEIVED + base64(b"wrong") + b"\r\nb NOOP\r\n", [supply()],
+     [WANTED, BROKEN_OFF], KEYED_SENT + b"a " + MALFORMED_RESPONSE + b"b OK NOOP completed.\r\n", b""),
+    ("account supplied, cancelled, and again", (KEYED_RECEIVED + b"*\r\n") * 2, [supply(), supply()],
+     [WANTED, BROKEN_OFF] * 2, (KEYED_SENT + b"a " + CANCELLED) * 2, b""),
+    ("account supplied, cancelled, then another way", KEYED_RECEIVED + b"*\r\nb LOGIN ann pw\r\n", [supply(), accept()],
+     [WANTED, BROKEN_OFF, ANN], KEYED_SENT + b"a " + CANCELLED + b"b OK Logged in.\r\n", b""),
+    ("account supplied, cancelled, then others break off", KEYED_RECEIVED + b"*\r\na AUTHENTICATE PLAIN\r\n*\r\nx\r\n",
+     [supply()], [WANTED, BROKEN_OFF], KEYED_SENT + b"a " + CANCELLED + b"+ \r\na " + CANCELLED + BAD_TAG, b""),
+    ("account supplied, not proven, then others break off",
+     KEYED_RECEIVED + base64(b"x") + b"\r\na AUTHENTICATE KEYED\r\n*\r\na LOGIN\r\n", [supply(), reject()],
+     [WANTED, UNPROVEN], KEYED_SENT + b"a " + FAILED + b"+ \r\na " + CANCELLED + b"a " + MALFORMED, b""),
+    ("cancelled before the account", b"a AUTHENTICATE KEYED\r\n*\r\n", [], [], b"+ \r\na " + CANCELLED, b""),
+    ("bad base64 before the account", b"a AUTHENTICATE KEYED\r\n!\r\n", [], [], b"+ \r\na " + BAD_BASE64, b""),
+    ("malformed before the account", b"a AUTHENTICATE KEYED " + base64(b"wrong") + b"\r\n", [], [],
+     b"a " + MALFORMED_RESPONSE, b""),
+    ("account refused for the last time", KEYED_RECEIVED, [reject(last=True)], [WANTED], b"a " + FAILED, b""),
+    ("account refused, then others break off", KEYED_RECEIVED + b"b AUTHENTICATE STEPWISE QQ==\r\n*\r\n", [reject()],
+     [WANTED], b"a " + FAILED + b"+ " + base64(b"1?") + b"\r\nb " + CANCELLED, b""),
+    ("account refused", KEYED_RECEIVED + b"b NOOP\r\n", [reject(Outcome.UNAVAILABLE)], [WANTED],
+     b"a NO [UNAVAILABLE] Account is temporarily unavailable.\r\nb OK NOOP completed.\r\n", b""),
+    ("account refused, then another way", KEYED_RECEIVED + b"b LOGIN ann pw\r\n", [reject(), accept()], [WANTED, ANN],
+     b"a " + FAILED + b"b OK Logged in.\r\n", b""),
+    ("account pending: nothing is parsed", KEYED_RECEIVED + b"b NOOP\r\n", [], [WANTED], b"", b"b NOOP\r\n"),
     ("accepted", b"a LOGIN ann pw\r\n", [accept(b"IMAP4rev1", b"IDLE")], [ANN],
      b"a OK [CAPABILITY IMAP4rev1 IDLE] Logged in.\r\n", b""),
     ("accepted, nothing known", b"a LOGIN ann pw\r\n", [accept()], [ANN], b"a OK Logged in.\r\n", b""),
     ("accepted, capability asked before", b"c CAPABILITY\r\na LOGIN ann pw\r\n", [accept(b"IMAP4rev1")], [ANN],
-     b"* CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=STEPWISE\r\nc OK CAPABILITY completed.\r\n"
+     b"* CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=STEPWISE AUTH=KEYED\r\nc OK CAPABILITY completed.\r\n"
      b"* CAPABILITY IMAP4rev1\r\na OK Logged in.\r\n", b""),
     ("accepted, nothing known, asked before", b"c capability\r\na LOGIN ann pw\r\n", [accept()], [ANN],
-     b"* CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=STEPWISE\r\nc OK CAPABILITY completed.\r\n"
+     b"* CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN AUTH=STEPWISE AUTH=KEYED\r\nc OK CAPABILITY completed.\r\n"
      b"a OK Logged in.\r\n", b""),
     ("accepted, a failed question is none", b"c CAPABILITY x\r\na LOGIN ann pw\r\n", [accept(b"IMAP4rev1")], [ANN],
      b"c " + TOO_MANY + b"a OK [CAPABILITY IMAP4rev1] Logged in.\r\n", b""),
@@ -341,6 +445,11 @@ ANSWERED_CASES = [
      [plain("ann", b"pw")], b"a " + FAILED + b"b OK NOOP completed.\r\n", b""),
     ("rejected, failure told", STEPS_RECEIVED + b"AQ==\r\nb NOOP\r\n", [reject()], [STEPS],
      STEPS_SENT + FAILURE_SENT + b"a " + FAILED + b"b OK NOOP completed.\r\n", b""),
+    ("rejected for the last time, failure not told", STEPS_RECEIVED, [reject(last=True)], [STEPS],
+     STEPS_SENT + b"a " + FAILED, b""),
+    ("rejected for the last time, nothing is owed", STEPS_RECEIVED + b"b NOOP\r\n", [reject(last=True)], [STEPS],
+     STEPS_SENT + b"a " + FAILED + b"b OK NOOP completed.\r\n", b""),
+    ("rejected for the last time, LOGIN", b"a LOGIN ann pw\r\n", [reject(last=True)], [ANN], b"a " + FAILED, b""),
     ("rejected, failure told, not answered yet", STEPS_RECEIVED, [reject()], [STEPS], STEPS_SENT + FAILURE_SENT, b""),
     ("rejected, failure told, answered empty", STEPS_RECEIVED + b"\r\n", [reject()], [STEPS],
      STEPS_SENT + FAILURE_SENT + b"a " + FAILED, b""),
@@ -360,6 +469,14 @@ ANSWERED_CASES = [
 ALL = [(f"secure: {name}", received, {}, events, sent, b"") for name, received, events, sent in CASES]
 ALL += [
     (f"clear: {name}", received, {"secure": False}, events, sent, b"") for name, received, events, sent in CLEAR_CASES
+]
+ALL += [
+    (f"no passwords: {name}", received, {"login": False}, events, sent, b"")
+    for name, received, events, sent in NO_LOGIN_CASES
+]
+ALL += [
+    (f"clear, no passwords: {name}", received, {"secure": False, "login": False}, events, sent, b"")
+    for name, received, events, sent in CLEAR_CASES
 ]
 ALL += [
     (f"answered: {name}", received, {"answers": answers}, events, sent, left)
@@ -385,23 +502,25 @@ def test_the_split_of_the_bytes_never_matters(row, cuts):
 # --- what is no table ---
 
 
-def dialogue(*, secure=True, starttls=False, greeting=False, bounds=BOUNDS):
+def dialogue(*, secure=True, starttls=False, login=True, greeting=False, bounds=BOUNDS):
     return PreAuthDialogue(
-        secure=secure, starttls=starttls, mechanisms={"PLAIN": Plain}, greeting=greeting, bounds=bounds
+        secure=secure, starttls=starttls, mechanisms={"PLAIN": Plain}, login=login, greeting=greeting, bounds=bounds
     )
 
 
 GREETINGS = [
-    (True, False, b"IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"),
-    (True, True, b"IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"),
-    (False, True, b"IMAP4rev1 SASL-IR LITERAL+ ID STARTTLS LOGINDISABLED"),
-    (False, False, b"IMAP4rev1 SASL-IR LITERAL+ ID LOGINDISABLED"),
+    (True, False, True, b"IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"),
+    (True, True, True, b"IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"),
+    (True, False, False, b"IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN LOGINDISABLED"),
+    (False, True, True, b"IMAP4rev1 SASL-IR LITERAL+ ID STARTTLS LOGINDISABLED"),
+    (False, False, True, b"IMAP4rev1 SASL-IR LITERAL+ ID LOGINDISABLED"),
+    (False, True, False, b"IMAP4rev1 SASL-IR LITERAL+ ID STARTTLS LOGINDISABLED"),
 ]
 
 
-@pytest.mark.parametrize(("secure", "starttls", "capability"), GREETINGS)
-def test_the_greeting_tells_the_capability_and_no_version(secure, starttls, capability):
-    greeted = dialogue(secure=secure, starttls=starttls, greeting=True)
+@pytest.mark.parametrize(("secure", "starttls", "login", "capability"), GREETINGS)
+def test_the_greeting_tells_the_capability_and_no_version(secure, starttls, login, capability):
+    greeted = dialogue(secure=secure, starttls=starttls, login=login, greeting=True)
     assert greeted.data_to_send() == b"* OK [CAPABILITY " + capability + b"] IMAP ready.\r\n"
     assert greeted.data_to_send() == b""
 
@@ -420,7 +539,7 @@ def test_nothing_said_in_clear_survives_starttls():
     assert clear.next_event() is None
     assert clear.trailing_data == b"c NOOP\r\n"  # the driver sees it and hangs up
 
-    inside = clear.after_tls()
+    inside = clear.after_tls(MECHANISMS)
     assert inside.data_to_send() == b""
     assert inside.trailing_data == b""
     inside.receive_data(b"x\r\nd STARTTLS\r\ne LOGIN ann pw\r\n")
@@ -431,9 +550,23 @@ def test_nothing_said_in_clear_survives_starttls():
     )
 
 
+@pytest.mark.parametrize(
+    ("login", "told"),
+    [
+        (True, b"LITERAL+ ID AUTH=PLAIN\r\na OK CAPABILITY completed.\r\n"),
+        (False, b"LITERAL+ ID AUTH=PLAIN LOGINDISABLED\r\na OK CAPABILITY completed.\r\nb " + NO_LOGIN),
+    ],
+)
+def test_whether_passwords_are_accepted_survives_starttls(login, told):
+    inside = dialogue(secure=False, starttls=True, login=login).after_tls({"PLAIN": Plain})
+    inside.receive_data(b"a CAPABILITY\r\nb LOGIN ann pw\r\n")
+    assert inside.next_event() == (ANN if login else None)
+    assert inside.data_to_send() == b"* CAPABILITY IMAP4rev1 SASL-IR " + told
+
+
 def test_the_bounds_survive_starttls():
     clear = dialogue(secure=False, starttls=True, bounds=DialogueBounds(max_line_bytes=20))
-    inside = clear.after_tls()
+    inside = clear.after_tls(MECHANISMS)
     inside.receive_data(b"a NOOP " + b"x" * 20)
     with pytest.raises(ProtocolViolation):
         inside.next_event()
@@ -449,6 +582,18 @@ def test_a_client_that_is_gone(early):
 
 def test_a_client_that_is_gone_in_the_middle_of_an_exchange():
     assert converse([b"a AUTHENTICATE PLAIN\r\nAGF", b""])[:2] == ([Gone()], b"+ \r\n")
+
+
+def test_a_client_that_is_gone_when_it_knows_the_account():
+    """It has not broken off: the connection tells its own end."""
+    assert converse([KEYED_RECEIVED, b""], answers=[supply()])[:2] == ([WANTED, Gone()], KEYED_SENT)
+
+
+def test_the_last_word_is_the_tagged_response_even_where_the_client_is_gone():
+    assert converse([STEPS_RECEIVED, b""], answers=[reject(last=True)])[:2] == (
+        [STEPS, Gone()],
+        STEPS_SENT + b"a " + FAILED,
+    )
 
 
 def test_what_a_client_sent_before_it_went_is_answered():

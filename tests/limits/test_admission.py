@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +51,19 @@ def test_an_ipv6_network_of_one_customer_counts_as_one_address(first: str, secon
     assert admission.open == (0 if same else 1)
 
 
+@pytest.mark.parametrize("address", ["10.0.0.8", "2001:db8:8::1", "::ffff:10.0.0.8"])
+def test_from_an_exempt_network_only_all_together_are_counted(address: str) -> None:
+    exempt = [ipaddress.ip_network(network) for network in ("10.0.0.8/32", "2001:db8:8::/48")]
+    admission = Admission(5, 1, exempt)
+    assert [admission.admit(address) for _ in range(3)] == [None, None, None]
+    assert [admission.admit(other) for other in ("10.0.0.9", "10.0.0.9")] == [None, "connections_per_address"]
+    assert [admission.admit(address) for _ in range(2)] == [None, "connections"]
+    for each in (address, address, "10.0.0.9", address, address):
+        admission.release(each)
+    assert admission.open == 0
+    assert not admission._by_address
+
+
 ADDRESSES = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"]
 
 
@@ -58,7 +73,7 @@ ADDRESSES = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2", "2001:db8:0
 def test_any_order_of_coming_and_going_ends_at_nothing(
     moves: list[tuple[bool, str]], connections: int, per_address: int
 ) -> None:
-    admission = Admission(connections, per_address)
+    admission = Admission(connections, per_address, [ipaddress.ip_network("192.0.2.2/32")])
     inside: list[str] = []
     for comes, address in moves:
         if comes:
@@ -68,7 +83,7 @@ def test_any_order_of_coming_and_going_ends_at_nothing(
             inside.remove(address)
             admission.release(address)
         assert admission.open == len(inside) <= connections
-        assert all(inside.count(each) <= per_address for each in inside)
+        assert all(inside.count(each) <= per_address for each in inside if each != "192.0.2.2")
     for address in inside:
         admission.release(address)
     assert admission.open == 0

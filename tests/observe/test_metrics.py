@@ -140,7 +140,7 @@ def test_lost_log_lines_are_counted() -> None:
 
 
 def test_a_login_story_in_metrics() -> None:
-    from proxy.session_metrics import PHASES, SessionMetrics
+    from proxy.session.metrics import PHASES, SessionMetrics
 
     session = SessionMetrics(["dovecot-1"], ["[::]:993"])
     before = samples(METRICS)

@@ -304,6 +304,56 @@ async def test_a_silent_session_is_ended(splice: Splicer) -> None:
     assert await wire.backend.receive() == b""
 
 
+async def test_a_session_whose_token_has_expired_ends_at_a_safe_point(splice: Splicer) -> None:
+    wire = splice()
+    now = splice.engine.now
+    wire.relay.session.ends_at = now + 900
+    wire.relay.sweep(now + 899)
+    assert wire.ended == []
+    await wire.client.send_all(b"a FETCH 1 BODY[]\r\n")
+    await wire.backend.exactly(18)
+    wire.relay.sweep(now + 901)  # a command is under way
+    assert wire.ended == []
+    await wire.backend.send_all(b"a OK done\r\n")
+    await wire.client.exactly(11)
+    wire.relay.sweep(now + 906)
+    assert wire.ended == [Outcome.EXPIRED]
+    assert await wire.client.receive() == FAREWELLS[Outcome.EXPIRED]
+    assert await wire.backend.receive() == b""
+
+
+async def test_a_session_that_never_comes_to_a_safe_point_outlives_its_token_by_minutes_at_most(
+    splice: Splicer,
+) -> None:
+    wire = splice()
+    now = splice.engine.now
+    wire.relay.session.ends_at = now + 900
+    await wire.client.send_all(b"a FETCH 1 BODY[]\r\n")
+    await wire.backend.exactly(18)
+    await wire.backend.send_all(b"* 1 FETCH (BODY[] {9}\r\nabc")
+    await wire.client.exactly(26)
+    wire.relay.sweep(now + 1199)
+    assert wire.ended == []
+    wire.relay.sweep(now + 1201)
+    assert wire.ended == [Outcome.EXPIRED]
+    assert await wire.client.receive() == b""  # nothing is put into the middle of a literal
+
+
+async def test_inside_compression_a_silence_has_to_do(splice: Splicer) -> None:
+    wire = splice()
+    await wire.client.send_all(b"a COMPRESS DEFLATE\r\n")
+    await wire.backend.exactly(20)
+    await wire.backend.send_all(b"a OK begin\r\n")
+    await wire.client.exactly(12)
+    now = splice.engine.now
+    wire.relay.session.ends_at = now - 1
+    wire.relay.sweep(now + 4)
+    assert wire.ended == []
+    wire.relay.sweep(now + 6)
+    assert wire.ended == [Outcome.EXPIRED]
+    assert await wire.client.receive() == b""
+
+
 async def test_a_client_that_is_gone_takes_its_backend_along(splice: Splicer) -> None:
     wire = splice()
     wire.client.close()

@@ -51,6 +51,45 @@ def test_a_source_may_name_the_backend(backend: str) -> None:
         assert router().route(Identity(name, "file", backend)) == Choice(backend, "override", (backend,))
 
 
+SERVERS = [
+    ("one", "imap://10.0.0.1"),
+    ("two", "imaps://mail2.example.org:1993"),
+    ("three", "imap://10.0.0.3:1143"),
+    ("four", "imap://10.0.0.3:2143"),
+    ("five", "imap://10.0.0.5:1143"),
+    ("six", "imap://10.0.0.5:1143"),
+    ("10.0.0.1", "imap://[2001:db8::7]"),
+]
+SPELLINGS = [
+    ("one", "one"),
+    ("ONE", "one"),
+    ("10.0.0.1:143", "one"),
+    ("10.0.0.1", "10.0.0.1"),  # a name comes before an address
+    ("mail2.example.org", "two"),
+    ("MAIL2.example.org:1993", "two"),
+    ("10.0.0.3:2143", "four"),
+    ("[2001:db8::7]:143", "10.0.0.1"),
+    ("2001:db8::7", "10.0.0.1"),
+    # nobody's alone, or nobody's
+    ("10.0.0.3", None),
+    ("10.0.0.5:1143", None),
+    ("mail2.example.org:993", None),
+    ("four ", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("spelled", "backend"), SPELLINGS)
+def test_a_source_may_give_an_address(spelled: str, backend: str | None) -> None:
+    servers = [Server.model_validate({"name": name, "url": url}) for name, url in SERVERS]
+    identity = Identity("alice@example.org", "ldap", spelled)
+    if backend is None:
+        with pytest.raises(Refused, match="unknown backend"):
+            Router(servers, "name").route(identity)
+    else:
+        assert Router(servers, "name").route(identity) == Choice(backend, "override", (backend,))
+
+
 def test_a_backend_that_there_is_not() -> None:
     with pytest.raises(Refused) as refusal:
         router().route(Identity("alice@example.org", "file", "dovecot-9"))

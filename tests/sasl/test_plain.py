@@ -6,7 +6,6 @@ import pytest
 
 from proxy.model import Challenge, Credentials, MalformedResponse
 from proxy.outcome import Outcome
-from proxy.sasl import MECHANISMS
 from proxy.sasl.plain import Plain
 
 GOOD = [
@@ -54,8 +53,3 @@ def test_a_failure_has_no_challenge(outcome):
 
 def test_the_password_is_in_no_repr():
     assert "s3cret" not in repr(Plain().step(b"\0ann\0s3cret"))
-
-
-def test_the_table_of_mechanisms_makes_new_exchanges_by_upper_case_names():
-    assert all(name == name.upper() for name in MECHANISMS)
-    assert isinstance(MECHANISMS["PLAIN"](), Plain)

@@ -6,8 +6,13 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt import PyJWK
 
 from tests.servers.accounts import MASTER, MASTER_PASSWORD, USERS
 from tests.servers.pki import Pki
@@ -26,7 +31,7 @@ listen = 127.0.0.1
 ssl = yes
 ssl_cert = <{certificate}
 ssl_key = <{private_key}
-auth_mechanisms = plain login
+auth_mechanisms = {mechanisms}
 auth_master_user_separator = *
 auth_failure_delay = 0
 login_trusted_networks = 127.0.0.0/8
@@ -43,6 +48,7 @@ passdb {{
 }}
 passdb {{
   driver = passwd-file
+  mechanisms = plain login
   args = {folder}/users
 }}
 userdb {{
@@ -76,6 +82,21 @@ service anvil {{
   }}
 }}
 """
+# A JWT counts if its header says `typ: JWT`, its `iss` is listed, its `sub` is the name that was asked for, and a key
+# lies at keys/AZP/ALG/KID. New keys count at once.
+TOKENS = """
+passdb {{
+  driver = oauth2
+  mechanisms = xoauth2 oauthbearer
+  args = {folder}/oauth2.conf
+}}
+"""
+TOKENS_CONFIGURATION = """
+introspection_mode = local
+local_validation_key_dict = fs:posix:prefix={folder}/keys/
+username_attribute = sub
+issuers = {issuers}
+"""
 UNPRIVILEGED = """
 default_internal_user = {owner}
 default_login_user = {owner}
@@ -90,6 +111,9 @@ service stats {{
   chroot =
 }}
 """
+
+# What a JWK says about a private key beside the public one (RFC 7518 §6.2.2, §6.3.2).
+_PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi"})
 
 
 @dataclass
@@ -145,6 +169,13 @@ class Dovecot:
         """Every octet that the sessions of a traced user got from their client, after login."""
         return b"".join(path.read_bytes() for path in sorted((self.folder / "rawlog" / name).glob("*.in")))
 
+    def trust_keys(self, key_set: Mapping[str, Any]) -> None:
+        """Take tokens that are signed with these keys, a JWK set, from now on; those from before stay."""
+        for key in key_set["keys"]:
+            path = _make(self.folder / "keys" / "default" / key["alg"]) / key["kid"]
+            public = PyJWK({name: value for name, value in key.items() if name not in _PRIVATE_MEMBERS}).key
+            path.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+
     def trace(self, name: str) -> None:
         """Keep from now on what the sessions of this user receive."""
         _own(_make(self.folder / "rawlog" / name))
@@ -165,14 +196,20 @@ class Dovecot:
             _own(path)
 
 
-def write_dovecot(name: str, folder: Path, pki: Pki, ports: Ports) -> Dovecot:
-    """Write all that one server needs into `folder`."""
+def write_dovecot(name: str, folder: Path, pki: Pki, ports: Ports, *, tokens: Sequence[str] = ()) -> Dovecot:
+    """Write all that one server needs into `folder`.
+
+    Args:
+        tokens: Issuers whose tokens it takes, by XOAUTH2 and OAUTHBEARER; their keys it gets by trust_keys().
+    """
     _make(folder)
     for part in ("run", "state", "rawlog"):
         _make(folder / part)
     dovecot = Dovecot(name, folder, ports.take(), ports.take())
     owner, group = _mail_owner()
     values = {
+        "mechanisms": "plain login xoauth2 oauthbearer" if tokens else "plain login",
+        "issuers": " ".join(tokens),
         "name": name,
         "folder": folder,
         "certificate": pki.certificate,
@@ -182,7 +219,12 @@ def write_dovecot(name: str, folder: Path, pki: Pki, ports: Ports) -> Dovecot:
         "owner": owner,
         "group": group,
     }
-    text = CONFIGURATION if os.geteuid() == 0 else CONFIGURATION + UNPRIVILEGED
+    text = CONFIGURATION
+    if tokens:
+        text += TOKENS
+        (folder / "oauth2.conf").write_text(TOKENS_CONFIGURATION.format(**values))
+    if os.geteuid() != 0:
+        text += UNPRIVILEGED
     dovecot.configuration.write_text(text.format(**values))
     (folder / "users").write_text("".join(f"{user}:{{PLAIN}}{secret}::::::\n" for user, secret in USERS.items()))
     (folder / "masters").write_text(f"{MASTER}:{{PLAIN}}{MASTER_PASSWORD}\n")

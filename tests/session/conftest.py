@@ -14,8 +14,10 @@ import trio
 import trustme
 
 from proxy.auth.passwords import Parameters, hash_password
+from proxy.auth.scram_keys import MIN_ITERATIONS, make_scram_keys, scram_text
 from proxy.model import Endpoint
 from proxy.settings.models import Settings
+from proxy.settings.secret import Secret
 from proxy.transport.door import Door
 from proxy.transport.tls import ServerCertificates
 from tests.session.stage import LOOPBACK, Backend, Part, Scene, dovecot
@@ -50,6 +52,16 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("users") / "users.yaml"
     path.write_text(f'ann: {{hash: "{cheap}"}}\nbob: {{hash: "{cheap}"}}\n')
     return path
+
+
+@pytest.fixture(scope="session")
+def scram(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings: ann and bob have SCRAM keys of the password `right`, which is that of the backend's master too."""
+    keys = scram_text(make_scram_keys(b"right", MIN_ITERATIONS))
+    path = tmp_path_factory.mktemp("scram") / "users.yaml"
+    path.write_text(f'ann: {{scram: "{keys}"}}\nbob: {{scram: "{keys}"}}\n')
+    login = {"method": "master", "name": "porter", "password": Secret("env", "MASTER", b"right")}
+    return {"identity": [{"file": {"path": str(path)}}], "backends": {"login": login}}
 
 
 @pytest.fixture

@@ -262,6 +262,10 @@ class Scene:
         """How far a metric has moved."""
         return figures().get(series, 0) - self._before.get(series, 0)
 
+    def counted_in_all(self, metric: str) -> float:
+        """How far all series of a metric have moved together."""
+        return _total(figures(), metric) - _total(self._before, metric)
+
     async def until_closed(self, count: int) -> None:
         """So many sessions have had their line."""
         await until(lambda: len(self.logged("session.closed")) >= count)
@@ -286,11 +290,9 @@ class Scene:
         assert not house.engine.sessions
         closed = [line["session_id"] for line in self.logged("session.closed")]
         assert len(closed) == len(set(closed)) == len(self.clients)
-        now = figures()
-        ended = "porter_sessions_ended_total"
-        assert _total(now, ended) - _total(self._before, ended) == len(self.clients)
-        for name in ("porter_sessions", "porter_backend_sessions"):
-            assert _total(now, name) == _total(self._before, name)
+        assert self.counted_in_all("porter_sessions_ended_total") == len(self.clients)
+        for gauge in ("porter_sessions", "porter_backend_sessions"):
+            assert self.counted_in_all(gauge) == 0
         for client in self.clients:
             client.close()
         self.backend.close()

@@ -29,10 +29,10 @@ async def test_a_bug_in_the_authenticator(stage: Stage, users: Path, monkeypatch
     scene = await stage(identity=[{"file": {"path": str(users)}}])
     authenticate = scene.house.authenticator.authenticate
 
-    async def broken(credentials: Any) -> Any:
+    async def broken(credentials: Any, origin: Any) -> Any:
         if credentials.authentication_identity == "ann":
             raise RuntimeError("a bug")
-        return await authenticate(credentials)
+        return await authenticate(credentials, origin)
 
     monkeypatch.setattr(scene.house.authenticator, "authenticate", broken)
     client = await scene.call_and_be_greeted()

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-import proxy.session
+import proxy.session.tries
 from proxy.outcome import FAREWELLS, REPLIES, Outcome
 from tests.session.conftest import Stage
 from tests.session.stage import GREETING, LOGGED_IN, WELCOME, Part, Wire, answering, dovecot, greeting_with, mailbox
@@ -133,7 +133,7 @@ async def test_the_try_limit_and_one_answer_for_unknown_and_wrong(stage: Stage, 
 
 async def test_outages_cost_neither_tries_nor_time(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The delay for failed tries would be felt here: it is longer than the client's patience."""
-    monkeypatch.setattr(proxy.session, "_OUTAGE_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr(proxy.session.tries, "_OUTAGE_DELAY_SECONDS", 0.001)
     down = answering(b"NO [UNAVAILABLE] authentication service on host-17 is down")
     scene = await stage(*[down] * 5, dovecot, limits={"login_tries": 2, "failed_login_delay": 15.0})
     client = await scene.call_and_be_greeted()
@@ -148,8 +148,8 @@ async def test_outages_cost_neither_tries_nor_time(stage: Stage, monkeypatch: py
 
 
 async def test_who_asks_on_and_on_during_an_outage_is_sent_away(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy.session, "_OUTAGE_DELAY_SECONDS", 0.0001)
-    monkeypatch.setattr(proxy.session, "_MOST_REFUSALS", 4)
+    monkeypatch.setattr(proxy.session.tries, "_OUTAGE_DELAY_SECONDS", 0.0001)
+    monkeypatch.setattr(proxy.session.tries, "_MOST_REFUSALS", 4)
     scene = await stage(answering(b"NO [UNAVAILABLE] down"))
     client = await scene.call_and_be_greeted()
     for _ in range(9):

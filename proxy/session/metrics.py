@@ -11,11 +11,13 @@ from proxy.observe import metrics
 from proxy.observe.metrics import METRICS, Counter, Gauge
 from proxy.observe.tally import HistogramTally, NumberTally
 from proxy.outcome import Outcome
+from proxy.sasl import NAMES
 
-MECHANISMS = ("LOGIN", "PLAIN")
+MECHANISMS = ("LOGIN", *NAMES)
 PHASES = ("tls", "auth", "route", "connect", "backend_login", "total")
 LIMITS = ("connections", "connections_per_address", "trusted_networks")
-TLS_FAILURES = ("alpn", "closed", "protocol", "timeout")
+LOGIN_LIMITS = ("connections_per_user", "login_failures_per_address", "login_failures_per_user")
+TLS_FAILURES = ("alpn", "certificate", "closed", "protocol", "timeout")
 # Before the last two a backend has not looked at a user yet: what fails there is the backend's own fault.
 REACHING_STEPS = ("resolve", "connect", "tls", "greeting", "starttls", "capability")
 STEPS = (*REACHING_STEPS, "id", "login")
@@ -42,6 +44,7 @@ SESSION_OUTCOMES = (
     Outcome.IDLE_TIMEOUT,
     Outcome.TRY_LIMIT,
     Outcome.DRAINED,
+    Outcome.EXPIRED,
     Outcome.SERVER_BUG,
 )
 # A cached identity takes microseconds, an argon2id hash tens of milliseconds, a slow directory seconds.
@@ -69,6 +72,9 @@ _SESSIONS = metrics.gauge(
 _CONNECTIONS = metrics.counter("porter_connections_total", "Connections let in.", listener=None)
 _REFUSED = metrics.counter(
     "porter_connections_refused_total", "Connections closed at once, by the limit that was reached.", limit=LIMITS
+)
+_LIMITED = metrics.counter(
+    "porter_login_limits_total", "Logins refused because of a limit, by the limit that was reached.", limit=LOGIN_LIMITS
 )
 _ENDED = metrics.counter(
     "porter_sessions_ended_total", "Sessions that are over, by how they ended.", outcome=SESSION_OUTCOMES
@@ -126,6 +132,7 @@ class SessionMetrics:
         self._authenticated = number(_SESSIONS.labels("authenticated"))
         self._connections = {name: number(_CONNECTIONS.labels(name)) for name in listener_names}
         self._refused = {limit: _REFUSED.labels(limit) for limit in LIMITS}
+        self._limited = {limit: _LIMITED.labels(limit) for limit in LOGIN_LIMITS}
         self._ended = {outcome: number(_ENDED.labels(outcome)) for outcome in SESSION_OUTCOMES}
         self._backends = {name: _BackendMetrics(name, number(_BACKEND_SESSIONS.labels(name))) for name in backend_names}
         self._tls_failures = {reason: _TLS_FAILURES.labels(reason) for reason in (*TLS_FAILURES, OTHER)}
@@ -140,6 +147,11 @@ class SessionMetrics:
     def refused(self, limit: str) -> None:
         """A connection was closed at once because of a limit."""
         self._refused[limit].inc()
+
+    def limited(self, limit: str) -> None:
+        """A login was refused because of a limit; another's than ours is counted by its outcome alone."""
+        if limit in self._limited:
+            self._limited[limit].inc()
 
     def tls_failed(self, reason: str) -> None:
         """A client's handshake failed."""

@@ -1,0 +1,80 @@
+"""From the settings' identity sources to those that are asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from proxy.auth.authenticator import Authenticator
+from proxy.auth.cache import cached
+from proxy.auth.file import FileSource
+from proxy.auth.http import HttpSource
+from proxy.auth.ldap.source import ldap_source
+from proxy.auth.names import NameRules
+from proxy.auth.oauth.source import OAuthSource
+from proxy.auth.passthrough import PassthroughSource
+from proxy.auth.passwords import PasswordVerifier
+from proxy.auth.source import IdentitySource
+from proxy.session.mechanisms import Mechanisms
+from proxy.settings.models import IdentitySource as SourceSettings
+from proxy.settings.models import Settings
+
+
+def sources_for(settings: Settings, rules: NameRules) -> list[IdentitySource]:
+    """The identity sources, one for each of the settings. Nothing is connected to.
+
+    Raises:
+        SettingsError: A users file has mistakes.
+    """
+    verifier = PasswordVerifier()
+    count: Counter[str] = Counter()
+    sources: list[IdentitySource] = []
+    for given in settings.identity:
+        count[given.kind] += 1
+        name = given.kind if count[given.kind] == 1 else f"{given.kind}-{count[given.kind]}"
+        if given.file is not None:
+            sources.append(FileSource(given.file.path, rules, verifier, name))
+        elif given.ldap is not None:
+            sources.append(ldap_source(given.ldap, rules, name))
+        elif given.oauth is not None:
+            sources.append(OAuthSource(given.oauth, rules, name))
+        elif given.http is not None:
+            sources.append(HttpSource(given.http, rules, name))
+        else:
+            sources.append(PassthroughSource(tokens=settings.backends.login.method == "token"))
+    return sources
+
+
+def authenticator_for(settings: Settings, rules: NameRules, sources: Sequence[IdentitySource]) -> Authenticator:
+    """The sources in their order, with what is remembered of their answers."""
+    remembering = [
+        cached(source, settings.cache) if _is_remembered(given) else source
+        for given, source in zip(settings.identity, sources, strict=True)
+    ]
+    return Authenticator(remembering, rules, decoy_key=_decoy_key(settings))
+
+
+def mechanisms_for(settings: Settings, authenticator: Authenticator, sources: Sequence[IdentitySource]) -> Mechanisms:
+    """The SASL mechanisms, with what clients are told about tokens that were refused."""
+    issuers = [given.oauth for given in settings.identity if given.oauth is not None]
+    scopes = dict.fromkeys(scope for issuer in issuers for scope in issuer.scopes)
+    # One client can be told of one issuer: the first.
+    found = [source.openid_configuration for source in sources if isinstance(source, OAuthSource)]
+    configuration = next((url for url in found if url), "")
+    return Mechanisms(authenticator.mechanisms, scopes=" ".join(scopes), openid_configuration=configuration)
+
+
+def _is_remembered(given: SourceSettings) -> bool:
+    if given.http is not None:
+        return given.http.cache
+    return given.backend is None  # its answers are no answers
+
+
+def _decoy_key(settings: Settings) -> bytes | None:
+    """A secret that every proxy of a site has, and keeps over a restart: the salts of unknown names don't change."""
+    login = settings.backends.login
+    if login.method not in ("master", "authzid"):
+        return None
+    assert login.password is not None
+    return blake2b(login.password.value, digest_size=32, person=b"porter-scram").digest()

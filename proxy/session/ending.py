@@ -1,0 +1,71 @@
+"""What follows the login, and what follows the session: the relay, the accounts, the freed places."""
+
+from __future__ import annotations
+
+import time
+
+from proxy.backends.login import BackendSession
+from proxy.imap.commands import REFUSED_AFTER_LOGIN
+from proxy.imap.observer import Observer
+from proxy.ledger.session import Session
+from proxy.observe.log import get_logger
+from proxy.outcome import Outcome
+from proxy.relay.relay import Relay
+from proxy.relay.splice import Splice
+from proxy.session.house import House
+from proxy.transport.stream import Stream
+
+log = get_logger()
+
+_REFUSED_WITH_COMPRESS = REFUSED_AFTER_LOGIN | {b"COMPRESS"}
+
+
+def compresses(house: House, backend: BackendSession) -> bool:
+    """Whether COMPRESS may be used: not where a client could hide UNAUTHENTICATE from us inside it (RFC 8437)."""
+    if house.settings.relay.compress == "refuse" or not backend.capability:
+        return False
+    return b"UNAUTHENTICATE" not in map(bytes.upper, backend.capability)
+
+
+def relay(client: Stream, backend: BackendSession, early: bytes, session: Session, house: House) -> None:
+    """Hand both sides to the engine; from here on there is no task for this session."""
+    refused = REFUSED_AFTER_LOGIN if compresses(house, backend) else _REFUSED_WITH_COMPRESS
+    observer = Observer(house.tally, time.monotonic, refused=refused)
+    carried = Relay(house.engine, session, client, backend.stream, observer, house.carriage)
+    house.metrics.logged_in(session.backend)
+    try:
+        carried.start(early, backend.trailing_data)
+    except Exception:
+        log.exception("session.failed", session_id=session.id)
+        carried.fail()
+
+
+def end_session(relay: Splice, outcome: Outcome, house: House) -> None:
+    """An established session is over."""
+    house.metrics.closed_after_login(relay.session.backend, outcome)
+    house.ledger.release(relay.session)
+    account(relay.session, house, outcome, relay.bytes_from_client, relay.bytes_from_backend)
+
+
+def account(session: Session, house: House, outcome: Outcome, from_client: int, from_backend: int) -> None:
+    """The one line of a session, and its place given back."""
+    house.admission.release(session.client.host)
+    log.info(
+        "session.closed",
+        session_id=session.id,
+        outcome=outcome.value,
+        listener=session.listener,
+        client=str(session.client),
+        secure=session.secure,
+        mechanism=session.mechanism,
+        authentication_identity=session.authentication_identity,
+        authorization_identity=session.authorization_identity,
+        name=session.name,
+        source=session.source,
+        stale=session.stale,
+        backend=session.backend,
+        login_seconds=session.login_seconds,
+        session_seconds=time.monotonic() - session.started,
+        bytes_from_client=from_client,
+        bytes_from_backend=from_backend,
+    )

@@ -1,0 +1,41 @@
+"""The rooms that a session walks through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from proxy.auth.authenticator import Authenticator
+from proxy.auth.throttle import Throttle
+from proxy.backends.pool import Pool
+from proxy.ledger.host import Ledger
+from proxy.limits.admission import Admission
+from proxy.observe.tally import Tally
+from proxy.relay.engine import Engine
+from proxy.relay.splice import Carriage
+from proxy.routing.router import Router
+from proxy.session.mechanisms import Mechanisms
+from proxy.session.metrics import SessionMetrics
+from proxy.settings.models import Settings
+
+if TYPE_CHECKING:
+    from proxy.session.visit import Visit
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What `app` furnishes: all that the sessions of one worker share."""
+
+    settings: Settings
+    admission: Admission
+    throttle: Throttle
+    authenticator: Authenticator
+    mechanisms: Mechanisms
+    router: Router
+    backends: Pool
+    ledger: Ledger
+    engine: Engine
+    carriage: Carriage
+    tally: Tally
+    metrics: SessionMetrics
+    visits: set[Visit] = field(default_factory=set)  # connections before their login

@@ -1,0 +1,245 @@
+"""The story of one connection: TLS, dialogue, identity, backend, and then the relay.
+
+Every way out of the story passes `account`, once: one log line, the metrics, the freed places.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+import trio
+
+from proxy.backends.login import BackendSession
+from proxy.imap.capability import after_login
+from proxy.imap.events import ExchangeBrokenOff, Gone, LoggedOut, LoginOffered, ProtocolViolation, ServerEvent, StartTls
+from proxy.imap.server import PreAuthDialogue
+from proxy.ledger.session import Session
+from proxy.model import Account, AccountWanted, Endpoint
+from proxy.observe.log import get_logger
+from proxy.outcome import FAREWELLS, Outcome
+from proxy.session.ending import account, compresses, relay
+from proxy.session.house import House
+from proxy.session.tries import Tries
+from proxy.transport.door import Door
+from proxy.transport.stream import ConnectionLost, PlainStream, Stream
+from proxy.transport.tls import TlsFailed, accept_tls
+
+log = get_logger()
+
+_GOODBYE_SECONDS = 2.0
+# A client that sends without a pause is read so often before the others get their turn.
+_READS_PER_TURN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """Both sides of a session that is logged in, and what the client said early."""
+
+    client: Stream
+    backend: BackendSession
+    early: bytes
+
+
+async def serve_client(sock: socket.socket, client: Endpoint, door: Door, house: House) -> None:
+    """Serve one accepted connection up to its login, then hand it to the relay engine.
+
+    The place that `house.admission` gave is given back at the session's end, wherever that is. One boundary for bugs:
+    whatever is raised in here ends this session only.
+    """
+    session = Session(client, door.name)
+    house.metrics.opened(door.name)
+    visit = Visit(session, door, house, PlainStream(sock))
+    house.visits.add(visit)
+    outcome = Outcome.SERVER_BUG
+    try:
+        with visit.scope:
+            outcome = await visit.run()
+        if visit.scope.cancelled_caught:
+            outcome = visit.overdue()
+        if outcome is not Outcome.OK:
+            await visit.say_goodbye(outcome)
+    except trio.Cancelled:
+        outcome = Outcome.DRAINED
+        await visit.say_goodbye(outcome)
+        raise
+    except Exception:
+        log.exception("session.failed", session_id=session.id)
+        await visit.say_goodbye(outcome)
+    finally:
+        house.visits.discard(visit)
+        visit.close()
+        if outcome is not Outcome.OK:
+            visit.stream.close()
+            house.metrics.closed_before_login(outcome)
+            account(session, house, outcome, 0, 0)
+
+
+class Visit:
+    """One connection before its login."""
+
+    def __init__(self, session: Session, door: Door, house: House, stream: Stream) -> None:
+        self.session, self.door, self.house = session, door, house
+        self.stream = stream  # closed by serve_client, or handed to the relay
+        now, timeouts = trio.current_time(), house.settings.timeouts
+        self._login_deadline = now + timeouts.login
+        # Around all of run(). One scope whose deadline moves: scopes, and moving them, are a cost of every login.
+        self._shaking_hands = door.tls == "implicit"
+        self._tries = Tries(session, house)
+        self._drained = False
+        self._reads = 0
+        self._sending = False  # while a send is under way; still True: it was interrupted
+        first = min(timeouts.login, timeouts.handshake) if self._shaking_hands else timeouts.login
+        self.scope = trio.CancelScope(deadline=now + first)
+
+    def close(self) -> None:
+        """Give back what the visit holds, but for the stream, which may be the relay's by now."""
+        self._tries.close()
+
+    async def run(self) -> Outcome:
+        """The way to the relay (OK) or to the door (anything else)."""
+        try:
+            if self.door.tls == "implicit":
+                await self._start_tls()
+            logged_in = await self._log_in()
+        except TlsFailed as exc:
+            return self._tls_failed(exc.reason, str(exc))
+        except ConnectionLost:
+            return Outcome.CLIENT_CLOSED
+        if isinstance(logged_in, Outcome):
+            return logged_in
+        relay(logged_in.client, logged_in.backend, logged_in.early, self.session, self.house)
+        return Outcome.OK
+
+    def drain(self) -> None:
+        """The service is going down: end here, unless a login is under way."""
+        if not self._tries.under_way:
+            self._drained = True
+            self.scope.cancel()
+
+    def overdue(self) -> Outcome:
+        """run() was cut short by its scope: why?"""
+        if self._drained:
+            return Outcome.DRAINED
+        if self._shaking_hands:
+            return self._tls_failed("timeout", "handshake not finished in time")
+        return Outcome.LOGIN_TIMEOUT
+
+    async def _start_tls(self) -> None:
+        """Handshake within `timeouts.handshake`."""
+        began = trio.current_time()
+        if not self._shaking_hands:  # STARTTLS
+            self._shaking_hands = True
+            self.scope.deadline = min(self._login_deadline, began + self.house.settings.timeouts.handshake)
+        self.stream = await accept_tls(
+            self.stream.socket, self.door.context(), speaks_first=self.door.tls == "implicit"
+        )
+        self._shaking_hands, self.session.secure = False, True
+        self.scope.deadline = self._login_deadline
+        self.house.metrics.phase("tls", trio.current_time() - began)
+
+    def _tls_failed(self, reason: str, detail: str) -> Outcome:
+        self.house.metrics.tls_failed(reason)
+        log.info("tls.failed", session_id=self.session.id, client=str(self.session.client), detail=detail)
+        return Outcome.TLS_FAILED
+
+    async def _log_in(self) -> LoggedIn | Outcome:
+        """The dialogue until a login succeeds (LoggedIn) or the connection has to end (an Outcome)."""
+        dialogue = PreAuthDialogue(
+            secure=self.session.secure or self.door.trusted,
+            starttls=self.door.tls == "starttls",
+            mechanisms=self.house.mechanisms.offered(self.stream, self.door),
+            login=self.house.mechanisms.login,
+        )
+        while True:
+            try:
+                event = await self._next_event(dialogue)
+            except ProtocolViolation:
+                await self._send(dialogue.data_to_send())
+                return Outcome.PROTOCOL_VIOLATION
+            match event:
+                case StartTls():
+                    if dialogue.trailing_data:  # RFC 9051 §6.2.1: commands behind STARTTLS are somebody else's
+                        return Outcome.PROTOCOL_VIOLATION
+                    await self._start_tls()
+                    dialogue = dialogue.after_tls(self.house.mechanisms.offered(self.stream, self.door))
+                case AccountWanted():
+                    account = await self._tries.look_up(event)
+                    if isinstance(account, Account):
+                        dialogue.supply(account)
+                    elif await self._reject(dialogue, account):
+                        return Outcome.TRY_LIMIT
+                case ExchangeBrokenOff():
+                    await self._tries.broken_off()
+                    if self._tries.used_up:
+                        return Outcome.TRY_LIMIT
+                case LoginOffered():
+                    backend = await self._tries.offer(event.credentials)
+                    if isinstance(backend, BackendSession):
+                        return await self._accept(dialogue, backend)
+                    if await self._reject(dialogue, backend):
+                        return Outcome.TRY_LIMIT
+                case LoggedOut():
+                    return Outcome.LOGGED_OUT
+                case Gone():
+                    return Outcome.CLIENT_CLOSED
+
+    async def _next_event(self, dialogue: PreAuthDialogue) -> ServerEvent:
+        """The dialogue's next event: sends what is due, reads until there is one."""
+        while True:
+            event = dialogue.next_event()
+            if data := dialogue.data_to_send():
+                await self._send(data)
+            if event is not None:
+                return event
+            # What has come already is read without waiting: whoever talks on and on gives the others their turn.
+            self._reads += 1
+            if not self._reads % _READS_PER_TURN:
+                await trio.lowlevel.checkpoint()
+            dialogue.receive_data(await self.stream.receive())
+
+    async def _send(self, data: bytes) -> None:
+        self._sending = True
+        await self.stream.send(data)
+        self._sending = False
+
+    async def _accept(self, dialogue: PreAuthDialogue, backend: BackendSession) -> LoggedIn:
+        """Tell the client that it is logged in. If that fails nothing of the backend's session may stay behind."""
+        capability = after_login(backend.capability, compress=compresses(self.house, backend))
+        dialogue.accept(capability, backend.notes)
+        try:
+            await self._send(dialogue.data_to_send())
+        except BaseException:
+            backend.stream.close()
+            self.house.ledger.release(self.session)
+            raise
+        return LoggedIn(self.stream, backend, dialogue.trailing_data)
+
+    async def _reject(self, dialogue: PreAuthDialogue, outcome: Outcome) -> bool:
+        """Tell the client; gives whether it has used up its tries."""
+        dialogue.reject(outcome, last=self._tries.used_up)
+        if self._tries.used_up:
+            await self._send(dialogue.data_to_send())
+        return self._tries.used_up
+
+    async def say_goodbye(self, outcome: Outcome) -> None:
+        """BYE where the stream can carry it, and a moment for it to arrive: short, and never interrupted."""
+        with trio.move_on_after(_GOODBYE_SECONDS, shield=True):
+            try:
+                if outcome in (Outcome.CLIENT_CLOSED, Outcome.TLS_FAILED):
+                    return
+                # Nothing may be put into a handshake, or behind a part of something. Where the client broke the
+                # dialogue's rules, or logged out, the dialogue has taken leave by itself.
+                if self._shaking_hands or self._sending:
+                    return
+                if outcome not in (Outcome.PROTOCOL_VIOLATION, Outcome.LOGGED_OUT):
+                    await self.stream.send(FAREWELLS[outcome])
+                # Closing with unread octets resets the connection, and a reset may overtake the BYE: read on a little.
+                self.stream.end_sending()
+                for _ in range(16):
+                    if not await self.stream.receive():
+                        return
+            except ConnectionLost:
+                return
+            except Exception:  # raised from here it would end more than this session
+                log.exception("session.failed", session_id=self.session.id)
