@@ -1,49 +1,70 @@
-"""`imap-porter check`: read the settings as `serve` does, tell every mistake or what they amount to, start nothing."""
+"""`imap-porter check`: read the settings as `serve` does, tell every mistake or what they amount to, start nothing.
+
+With `--connect` it goes on and tries what identity sources and backends need from elsewhere.
+"""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from proxy.app.preflight import preflight
+from proxy.cli.connect import Tried, as_objects, connect, print_tried
+from proxy.cli.terminal import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_SETTINGS,
+    console,
+    plain,
+    print_json,
+    print_mistakes,
+    table,
+)
 from proxy.settings.certificates import facts
+from proxy.settings.identity_values import without_query
 from proxy.settings.loader import load
-from proxy.settings.mistakes import Mistake, SettingsError, printable
-from proxy.settings.models import IdentitySource, Settings
+from proxy.settings.mistakes import SettingsError, printable
+from proxy.settings.models import IdentitySource, Listener, Settings
 from proxy.settings.reference import differences, flow_text
 
 DAYS_TO_WORRY = 21  # automatic renewal happens 30 days before the end; by now it has failed for a while
 
 
-def check(config: Path, json_output: bool) -> int:
-    """Check a settings file and give the exit status: 0, or 1 when there are mistakes.
+EXIT_PROBLEM = 1
+
+
+def check(config: Path, json_output: bool, connecting: bool = False) -> int:
+    """Check a settings file and give the exit status: 0, or 1 when there are mistakes or problems.
 
     Args:
         config: The settings file.
         json_output: Print JSON for scripts instead of tables, mistakes too.
+        connecting: Try identity sources and backends as well, if there are no mistakes.
     """
+    tried: list[Tried] | None = None
     try:
         settings = load(config)
-        preflight(settings)
+        preflight(settings, config)
+        if connecting:
+            tried = connect(settings)
     except SettingsError as exc:
-        if json_output:
-            _print_json({"ok": False, "mistakes": [_mistake(mistake) for mistake in exc.mistakes]})
-        else:
-            print(exc, file=sys.stderr)
-        return 1
+        print_mistakes(exc, json_output)
+        return EXIT_SETTINGS
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return EXIT_INTERRUPTED
+    problems = sum(bool(each.probe.problem) for each in tried or ())
     if json_output:
-        _print_json({"ok": True, **summary(settings)})
+        found = {} if tried is None else {"connect": as_objects(tried)}
+        print_json({"ok": not problems, **summary(settings), **found})
     else:
-        _print_tables(settings, config)
-    return 0
+        _print_tables(settings, config, tried, problems)
+    return EXIT_PROBLEM if problems else EXIT_OK
 
 
 def summary(settings: Settings) -> dict[str, Any]:
@@ -65,33 +86,33 @@ def summary(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _print_tables(settings: Settings, config: Path) -> None:
-    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-    table = Table(box=None, show_header=False, pad_edge=False)
+def _print_tables(settings: Settings, config: Path, tried: Sequence[Tried] | None, problems: int) -> None:
+    out = console()
+    rows = table()
     for label, value in _rows(settings):
-        table.add_row(Text(label, "bold"), value)
-    console.print(table)
-    changed = Table("differs from the default", "value", "default", box=None, pad_edge=False, header_style="bold")
+        rows.add_row(Text(label, "bold"), value)
+    out.print(rows)
+    changed = table("differs from the default", "value", "default")
     for each in differences(settings):
-        changed.add_row(each.key, printable(flow_text(each.value)), Text(flow_text(each.default), "dim"))
+        changed.add_row(each.key, plain(flow_text(each.value)), plain(flow_text(each.default), "dim"))
     if changed.row_count:
-        console.print()
-        console.print(changed)
-    console.print(f"\n{printable(str(config))}: no mistakes", soft_wrap=True)
+        out.print()
+        out.print(changed)
+    if tried is not None:
+        out.print()
+        print_tried(tried, out)
+    found = f", {problems} problem{'' if problems == 1 else 's'}" if problems else ""
+    out.print(f"\n{printable(str(config))}: no mistakes{found}", soft_wrap=True)
 
 
 def _rows(settings: Settings) -> Iterator[tuple[str, Text]]:
     for listener in settings.listeners:
-        trusted = ", ".join(map(str, listener.trusted_networks))
-        yield (
-            "listener",
-            Text(f"{listener.address}  tls {listener.tls}" + (f", only from {trusted}" if trusted else "")),
-        )
+        yield "listener", Text(_listener(listener))
     for pair in settings.tls.certificates:
         known = facts(pair.certificate)
         yield "certificate", Text.assemble(printable(", ".join(known.names)), "  ", _end(known.not_after))
     for source in settings.identity:
-        yield "identity", Text(printable(_source(source)))
+        yield "identity", plain(_source(source))
     for server in settings.backends.servers:
         yield "backend", Text(f"{server.name}  {server.url}  weight {server.weight}")
     yield "login", Text(settings.backends.login.method)
@@ -106,14 +127,26 @@ def _end(not_after: datetime) -> Text:
     return Text(f"ends {not_after:%Y-%m-%d}, in {days} days", "yellow" if days < DAYS_TO_WORRY else "")
 
 
+def _listener(listener: Listener) -> str:
+    parts = [f"{listener.address}  tls {listener.tls}"]
+    if listener.trusted_networks:
+        parts.append(f"only from {', '.join(map(str, listener.trusted_networks))}")
+    if listener.client_certificates is not None:
+        must = "required" if listener.client_certificates.required else "welcome"
+        parts.append(f"client certificates {must}, by {listener.client_certificates.name}")
+    return ", ".join(parts)
+
+
 def _source(source: IdentitySource) -> str:
-    return f"file {source.file.path}" if source.file else "backend"
-
-
-def _mistake(mistake: Mistake) -> dict[str, Any]:
-    return {"file": str(mistake.path), "line": mistake.line, "key": mistake.key, "problem": mistake.problem}
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    json.dump(document, sys.stdout, indent=2)
-    sys.stdout.write("\n")
+    """Its kind, and where it stands."""
+    where = ""
+    if source.file is not None:
+        where = str(source.file.path)
+    elif source.ldap is not None:
+        where = " ".join(map(str, source.ldap.urls))
+    elif source.oauth is not None:
+        asked = source.oauth.introspection
+        where = " ".join(filter(None, (source.oauth.issuer, None if asked is None else without_query(asked.url))))
+    elif source.http is not None:
+        where = without_query(source.http.url)
+    return f"{source.kind} {where}".rstrip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +23,24 @@ Config = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 _DEFAULT_CONFIG = Path("/etc/imap-porter/porter.yaml")
+
+
+class LoginMechanism(StrEnum):
+    """What `test-login` can try."""
+
+    LOGIN = "LOGIN"
+    PLAIN = "PLAIN"
+    XOAUTH2 = "XOAUTH2"
+    OAUTHBEARER = "OAUTHBEARER"
+    EXTERNAL = "EXTERNAL"
+    SCRAM_SHA_256 = "SCRAM-SHA-256"
+
+
+def _address(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise typer.BadParameter("expected an IP address, e.g. 192.0.2.7") from None
 
 
 def _version(value: bool) -> None:
@@ -45,11 +65,17 @@ def serve(config: Config = _DEFAULT_CONFIG) -> None:
 
 
 @app.command()
-def check(config: Config = _DEFAULT_CONFIG, json_output: Json = False) -> None:
+def check(
+    config: Config = _DEFAULT_CONFIG,
+    json_output: Json = False,
+    connect: Annotated[
+        bool, typer.Option("--connect", help="Then try the identity sources and backends: binds, keys, greetings.")
+    ] = False,
+) -> None:
     """Read the settings as `serve` does, say every mistake, and start nothing."""
     from proxy.cli.check import check as run
 
-    raise typer.Exit(run(config, json_output))
+    raise typer.Exit(run(config, json_output, connect))
 
 
 @app.command()
@@ -68,12 +94,40 @@ def route(name: str, config: Config = _DEFAULT_CONFIG, json_output: Json = False
     raise typer.Exit(run(name, config, json_output))
 
 
+@app.command("test-login")
+def try_login(
+    name: str,
+    config: Config = _DEFAULT_CONFIG,
+    mechanism: Annotated[
+        LoginMechanism, typer.Option(case_sensitive=False, help="How the client logs in; LOGIN is the command.")
+    ] = LoginMechanism.LOGIN,
+    client_address: Annotated[
+        str, typer.Option(callback=_address, help="Where the client is, for sources that want to know.")
+    ] = "127.0.0.1",
+    ask_all: Annotated[
+        bool, typer.Option("--all", help="Ask every source, also those that a login would not come to.")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Try a login: each source's answer, the route, the backend's reply. No mailbox is opened.
+
+    The password or token is asked for, or read from the first line of standard input. Nothing is remembered or counted.
+
+    Exit status: 0, the login works; 1, the settings have mistakes; 2, it is refused; 3, something is out.
+    """
+    from proxy.cli.test_login import try_login as run
+
+    raise typer.Exit(run(name, mechanism.value, client_address, config, ask_all=ask_all, json_output=json_output))
+
+
 @app.command("hash-password")
-def hash_password() -> None:
+def hash_password(
+    scram: Annotated[bool, typer.Option("--scram", help="Print SCRAM-SHA-256 keys in place of a hash.")] = False,
+) -> None:
     """Ask for a password (or read a line of standard input) and print its hash for users.yaml."""
     from proxy.cli.hash_password import hash_password as run
 
-    raise typer.Exit(run())
+    raise typer.Exit(run(scram=scram))
 
 
 @app.command()

@@ -17,7 +17,7 @@ from proxy.model import Identity
 from proxy.outcome import Refused
 from proxy.routing.router import Choice, Explanation, Router
 from proxy.settings.loader import load
-from proxy.settings.mistakes import SettingsError
+from proxy.settings.mistakes import SettingsError, printable
 from proxy.settings.models import Settings
 
 EXIT_SETTINGS = 1
@@ -45,7 +45,7 @@ def route(name: str, config: Path, json_output: bool) -> int:
         print(exc, file=sys.stderr)
         return EXIT_SETTINGS
     except Refused as refusal:
-        print(f"{refusal.outcome}: {refusal.detail}", file=sys.stderr)
+        print(printable(str(refusal)), file=sys.stderr)
         return EXIT_REFUSED
     if json_output:
         print(json.dumps(_as_object(answer), ensure_ascii=False, indent=2))
@@ -64,11 +64,12 @@ def _answer(name: str, settings: Settings) -> _Answer:
 
 def _identity(canonical: str, settings: Settings, rules: NameRules) -> Identity:
     """The first file that knows the name may name its backend; of the other sources none is asked here."""
-    for source in settings.identity:
-        if source.file is not None:
-            identity = read_users(source.file.path, rules).identity(canonical)
-            if identity is not None:
-                return identity
+    files = [source.file for source in settings.identity if source.file is not None]
+    for number, file in enumerate(files, 1):
+        # The name that the source has in service, too.
+        identity = read_users(file.path, rules, "file" if number == 1 else f"file-{number}").identity(canonical)
+        if identity is not None:
+            return identity
     return Identity(canonical, "")
 
 

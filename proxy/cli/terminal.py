@@ -1,0 +1,105 @@
+"""What the commands share: foreign text made safe, JSON, the log's lines kept out of tables, a clean Ctrl-C.
+
+Whatever comes from a server, a file or a token may hold terminal escapes or rich's own markup: it passes through
+plain(), and nothing is printed as markup.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Container, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import trio
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from proxy.observe import log
+from proxy.settings.mistakes import Mistake, SettingsError, printable
+
+EXIT_OK = 0
+EXIT_SETTINGS = 1
+EXIT_INTERRUPTED = 130  # as shells count a SIGINT
+
+_Result = TypeVar("_Result")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that takes text as it is."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Text from anywhere, for a table."""
+    return Text(printable(text), style)
+
+
+def table(*titles: str, numbers: Container[str] = ()) -> Table:
+    """A table without lines that folds what is too wide, and leaves nothing out.
+
+    Args:
+        titles: Of the columns; none at all: a table of labels and values.
+        numbers: Those of columns that are aligned to the right.
+    """
+    made = Table(box=None, show_header=bool(titles), pad_edge=False, header_style="bold")
+    for title in titles or ("", ""):
+        made.add_column(title, overflow="fold", justify="right" if title in numbers else "left")
+    return made
+
+
+def milliseconds(seconds: float | None) -> Text:
+    """A duration for a table; None: there was nothing to measure."""
+    return Text("" if seconds is None else f"{seconds * 1000:.0f}")
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print JSON for scripts, all of it printable ASCII: no character in it means anything to a terminal."""
+    print(json.dumps(document, indent=2).replace("\x7f", "\\u007f"))  # the one control that json leaves
+
+
+def print_mistakes(error: SettingsError, json_output: bool) -> None:
+    """Tell every mistake of the settings: on standard error, or as JSON."""
+    if json_output:
+        print_json({"ok": False, "mistakes": [_mistake(mistake) for mistake in error.mistakes]})
+    else:
+        print(error, file=sys.stderr)
+
+
+def _mistake(mistake: Mistake) -> dict[str, Any]:
+    return {"file": str(mistake.path), "line": mistake.line, "key": mistake.key, "problem": mistake.problem}
+
+
+@contextmanager
+def log_kept_back() -> Iterator[None]:
+    """Log lines, warnings and worse, wait for the end of the block and then go to standard error.
+
+    So none of them gets into a progress bar or a table.
+    """
+    with tempfile.TemporaryFile() as kept:
+        log.configure("console", "warning", descriptor=kept.fileno())
+        try:
+            yield
+        finally:
+            log.restore()
+            kept.seek(0)
+            sys.stderr.flush()
+            shutil.copyfileobj(kept, sys.stderr.buffer)
+            sys.stderr.flush()
+
+
+def run(main: Callable[[], Awaitable[_Result]]) -> _Result:
+    """trio.run(), from which a Ctrl-C comes out alone, however deep in nurseries it struck.
+
+    Raises:
+        KeyboardInterrupt: It was interrupted.
+    """
+    try:
+        return trio.run(main)
+    except* KeyboardInterrupt:
+        pass
+    raise KeyboardInterrupt
