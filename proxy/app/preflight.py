@@ -69,7 +69,7 @@ def _is_at_odds(users: Users, settings: Settings) -> bool:
 
 
 def _scram_is_of_use(settings: Settings) -> bool:
-    return settings.backends.login.method in ("master", "authzid")
+    return settings.backends.login.needs_no_secret
 
 
 def _mistakes_of_people(path: Path, settings: Settings) -> Iterator[Mistake]:

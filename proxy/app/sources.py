@@ -74,7 +74,7 @@ def _is_remembered(given: SourceSettings) -> bool:
 def _decoy_key(settings: Settings) -> bytes | None:
     """A secret that every proxy of a site has, and keeps over a restart: the salts of unknown names don't change."""
     login = settings.backends.login
-    if login.method not in ("master", "authzid"):
+    if not login.needs_no_secret:
         return None
     assert login.password is not None
     return blake2b(login.password.value, digest_size=32, person=b"porter-scram").digest()

@@ -80,7 +80,7 @@ class Throttle:
             Refused: LIMIT.
         """
         if host in self._exempt:
-            return Attempt(None, b"", b"", b"")
+            return UNCOUNTED
         named = name[:_MOST_NAME_CHARACTERS].encode("utf-8", "surrogatepass")
         # Without a secret no two tries are known to be alike.
         tried = self._digest(named, secret) if secret else next(self._unequalled).to_bytes(8, "big")
@@ -97,7 +97,7 @@ class Throttle:
         else:
             self._check_proof(person, now)
             self._proofs[person] += 1
-        return Attempt(self, address, person, tried)
+        return Attempt(self, address, person, tried, compared=bool(secret))
 
     def _check_proof(self, person: bytes, now: float) -> None:
         failures = self._by_known if self._knows(person, now) else self._by_person
@@ -115,9 +115,9 @@ class Throttle:
         last = self._known.get(person)
         return last is not None and now - last < _KNOWN_SECONDS
 
-    def attempt_ended(self, person: bytes, tried: bytes) -> None:
+    def attempt_ended(self, person: bytes, tried: bytes, *, compared: bool) -> None:
         """A try is no longer under way."""
-        if len(tried) != _DIGEST_OCTETS:
+        if not compared:
             self._proofs[person] -= 1
             if not self._proofs[person]:
                 del self._proofs[person]
@@ -131,10 +131,9 @@ class Throttle:
             if not under_way:
                 del self._under_way[person]
 
-    def attempt_failed(self, address: bytes, person: bytes, tried: bytes, now: float) -> None:
+    def attempt_failed(self, address: bytes, person: bytes, tried: bytes, now: float, *, compared: bool) -> None:
         """A try was wrong."""
         self._by_address.add(address, tried, now)
-        compared = len(tried) == _DIGEST_OCTETS
         (self._by_person if compared or not self._knows(person, now) else self._by_known).add(person, tried, now)
 
     def attempt_succeeded(self, person: bytes, now: float) -> None:
@@ -152,16 +151,25 @@ class Throttle:
 class Attempt:
     """A try that may go on. The first word about how it ended counts; leaving its `with` without one is `void`."""
 
-    __slots__ = ("_address", "_person", "_throttle", "_tried")
+    __slots__ = ("_address", "_compared", "_person", "_throttle", "_tried")
 
-    def __init__(self, throttle: Throttle | None, address: bytes, person: bytes, tried: bytes) -> None:
+    def __init__(
+        self,
+        throttle: Throttle | None,
+        address: bytes = b"",
+        person: bytes = b"",
+        tried: bytes = b"",
+        *,
+        compared: bool = True,
+    ) -> None:
         self._throttle = throttle  # None: exempt, or ended
+        self._compared = compared  # by its secret; False: each try is another (SCRAM)
         self._address, self._person, self._tried = address, person, tried
 
     def failed(self, now: float) -> None:
         """The secret was wrong."""
         if (throttle := self._end()) is not None:
-            throttle.attempt_failed(self._address, self._person, self._tried, now)
+            throttle.attempt_failed(self._address, self._person, self._tried, now, compared=self._compared)
 
     def succeeded(self, now: float) -> None:
         """The secret was right. To be told as soon as it is known, so that its place is free for the next try."""
@@ -183,11 +191,11 @@ class Attempt:
     def _end(self) -> Throttle | None:
         throttle, self._throttle = self._throttle, None
         if throttle is not None:
-            throttle.attempt_ended(self._person, self._tried)
+            throttle.attempt_ended(self._person, self._tried, compared=self._compared)
         return throttle
 
 
-UNCOUNTED = Attempt(None, b"", b"", b"")  # of what cannot be guessed
+UNCOUNTED = Attempt(None)  # of what cannot be guessed
 
 
 class _Failures:

@@ -38,7 +38,7 @@ def login_for(identity: Identity, credentials: Credentials, login: LoginSettings
     Raises:
         Refused: UNAVAILABLE, there is nothing to show to a backend that asks for the client's own.
     """
-    if login.method in ("master", "authzid"):
+    if login.needs_no_secret:
         assert login.name is not None
         assert login.password is not None
         password = login.password.value

@@ -1,7 +1,7 @@
 """Log events: the only door to structlog.
 
     log = get_logger()
-    log.info("backend.failed", backend=name, step="greeting")
+    log.info("ldap.server_down", backend=name, step="greeting")
 
 An event is constant text, `room.what_happened`; what varies are keys. One event is one line, always (`render`), and
 no line waits for whoever reads it (`sink`). Before configure() lines go to standard error directly, for people.

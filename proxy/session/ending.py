@@ -27,7 +27,7 @@ def compresses(house: House, backend: BackendSession) -> bool:
     return b"UNAUTHENTICATE" not in map(bytes.upper, backend.capability)
 
 
-def relay(client: Stream, backend: BackendSession, early: bytes, session: Session, house: House) -> None:
+def hand_over(client: Stream, backend: BackendSession, early: bytes, session: Session, house: House) -> None:
     """Hand both sides to the engine; from here on there is no task for this session."""
     refused = REFUSED_AFTER_LOGIN if compresses(house, backend) else _REFUSED_WITH_COMPRESS
     observer = Observer(house.tally, time.monotonic, refused=refused)
@@ -44,10 +44,10 @@ def end_session(relay: Splice, outcome: Outcome, house: House) -> None:
     """An established session is over."""
     house.metrics.closed_after_login(relay.session.backend, outcome)
     house.ledger.release(relay.session)
-    account(relay.session, house, outcome, relay.bytes_from_client, relay.bytes_from_backend)
+    settle(relay.session, house, outcome, relay.bytes_from_client, relay.bytes_from_backend)
 
 
-def account(session: Session, house: House, outcome: Outcome, from_client: int, from_backend: int) -> None:
+def settle(session: Session, house: House, outcome: Outcome, from_client: int, from_backend: int) -> None:
     """The one line of a session, and its place given back."""
     house.admission.release(session.client.host)
     log.info(

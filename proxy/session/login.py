@@ -20,7 +20,6 @@ FAILED_TRIES = frozenset(
 )
 # Of these, those that may be guesses; a token that was good once is none.
 _GUESSES = frozenset({Outcome.AUTHENTICATION_FAILED, Outcome.AUTHORIZATION_FAILED})
-_OWN_CREDENTIALS = frozenset({"master", "authzid"})
 
 
 def begin_attempt(wanted: AccountWanted, origin: Origin, house: House) -> Attempt:
@@ -95,7 +94,7 @@ async def _log_in_at_backend(
         house.ledger.release(session)
         if isinstance(exc, Refused) and exc.step:
             metrics.backend_failed(choice.backend, exc.outcome, exc.step)
-            if exc.outcome in _GUESSES and house.settings.backends.login.method in _OWN_CREDENTIALS:
+            if exc.outcome in _GUESSES and house.settings.backends.login.needs_no_secret:
                 # It was our password that the backend refused: an outage, and not the user's to mend.
                 raise Refused(
                     Outcome.UNAVAILABLE, f"the proxy's own credentials: {exc.detail}", step=exc.step

@@ -18,7 +18,8 @@ from proxy.session.login import FAILED_TRIES, begin_attempt, log_in
 
 log = get_logger()
 
-# A failed login is answered after the configured delay times the number of failures so far, at most this.
+# A failed login is answered after the configured delay times the number of failures so far, at most this; a source may
+# ask for more.
 _LONGEST_DELAY_SECONDS = 15.0
 # The first refusal for any other reason is told at once; who asks on and on is slowed down, a backend that starts again
 # has enough to do, and sent away.
@@ -134,7 +135,7 @@ class Tries:
         else:
             delay = _OUTAGE_DELAY_SECONDS * (self._refusals - 1)
         # From the beginning of the try, so that the time it took tells nothing about the name.
-        await trio.sleep_until(began + min(max(delay, refusal.wait_seconds), _LONGEST_DELAY_SECONDS))
+        await trio.sleep_until(began + max(min(delay, _LONGEST_DELAY_SECONDS), refusal.wait_seconds))
 
     def _log(self, refusal: Refused) -> None:
         session = self._session

@@ -1,6 +1,6 @@
 """The story of one connection: TLS, dialogue, identity, backend, and then the relay.
 
-Every way out of the story passes `account`, once: one log line, the metrics, the freed places.
+Every way out of the story passes `settle`, once: one log line, the metrics, the freed places.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from proxy.ledger.session import Session
 from proxy.model import Account, AccountWanted, Endpoint
 from proxy.observe.log import get_logger
 from proxy.outcome import FAREWELLS, Outcome
-from proxy.session.ending import account, compresses, relay
+from proxy.session.ending import compresses, hand_over, settle
 from proxy.session.house import House
 from proxy.session.tries import Tries
 from proxy.transport.door import Door
@@ -72,7 +72,7 @@ async def serve_client(sock: socket.socket, client: Endpoint, door: Door, house:
         if outcome is not Outcome.OK:
             visit.stream.close()
             house.metrics.closed_before_login(outcome)
-            account(session, house, outcome, 0, 0)
+            settle(session, house, outcome, 0, 0)
 
 
 class Visit:
@@ -108,7 +108,7 @@ class Visit:
             return Outcome.CLIENT_CLOSED
         if isinstance(logged_in, Outcome):
             return logged_in
-        relay(logged_in.client, logged_in.backend, logged_in.early, self.session, self.house)
+        hand_over(logged_in.client, logged_in.backend, logged_in.early, self.session, self.house)
         return Outcome.OK
 
     def drain(self) -> None:

@@ -99,12 +99,17 @@ class BackendLogin(Section):
         json_schema_extra=NEW_SESSIONS,
     )
 
+    @property
+    def needs_no_secret(self) -> bool:
+        """Whether the proxy logs in with a password of its own, so that what the client has shown is not needed."""
+        return self.method in ("master", "authzid")
+
     @model_validator(mode="after")
     def _master_has_credentials(self) -> BackendLogin:
         for key, value in (("name", self.name), ("password", self.password)):
-            if self.method in ("password", "token") and value is not None:
+            if not self.needs_no_secret and value is not None:
                 raise misplaced(key, "belongs to method: master or authzid, which is not set")
-            if self.method in ("master", "authzid") and value is None:
+            if self.needs_no_secret and value is None:
                 raise misplaced("method", f"{self.method} needs name and password of the master user")
         return self
 

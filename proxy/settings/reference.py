@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from inspect import cleandoc
 from typing import Any, Final
 
 from pydantic.fields import FieldInfo
@@ -129,7 +130,7 @@ def _section_name(steps: tuple[str, ...]) -> str:
 def _docstring(key: Key) -> str:
     section = section_at(tuple(step for step in key.steps[:-1] if step != ITEM))
     assert section.__doc__
-    return section.__doc__
+    return cleandoc(section.__doc__)
 
 
 def _table(keys: list[Key]) -> str:
