@@ -48,7 +48,7 @@ def furnish(settings: Settings, listeners: Sequence[str], connections: int | Non
         authenticator=authenticator,
         mechanisms=mechanisms_for(settings, authenticator, sources),
         router=Router(settings.backends.servers, settings.routing.hash),
-        backends=Pool(settings.backends, settings.timeouts),
+        backends=Pool(settings.backends, settings.timeouts, engine.turn),
         ledger=Ledger(settings.limits.connections_per_user),
         engine=engine,
         carriage=Carriage(tally, settings.timeouts.idle, ended),

@@ -11,6 +11,7 @@ leave a connection behind that nobody opens or closes, and each of them takes a 
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,8 +129,17 @@ class Web:
 
 
 def _told(error: httpx.HTTPError) -> str:
-    """What went wrong. With TLS the error itself is mute, and one that it was raised from says why."""
+    """What went wrong.
+
+    With TLS the error itself is mute, and one that it was raised from says why. Of a connection it says only that all
+    attempts have failed; why stands in a group further down, an error for each address of the name.
+    """
+    said, reasons = "", ""
     cause: BaseException | None = error
-    while cause is not None and not str(cause):
+    while cause is not None and not reasons:
+        said = said or str(cause)
+        if isinstance(cause, ExceptionGroup):
+            numbers = [each.errno for each in cause.exceptions if isinstance(each, OSError) and each.errno]
+            reasons = ", ".join(dict.fromkeys(map(os.strerror, numbers)))
         cause = cause.__cause__ or cause.__context__
-    return type(error).__name__ if cause is None else f"{type(error).__name__}: {cause}"
+    return ": ".join(filter(None, (type(error).__name__, said, reasons)))

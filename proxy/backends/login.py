@@ -12,6 +12,7 @@ from proxy.model import Credentials, Identity
 from proxy.outcome import Outcome, Refused
 from proxy.settings.models import BackendLogin as LoginSettings
 from proxy.transport.stream import ConnectionLost, Stream
+from proxy.transport.tls import no_other_work
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +65,17 @@ async def log_in(
     dialogue: BackendDialogue,
     secure: Callable[[Stream], Awaitable[Stream]],
     connected_at: float,
+    before_work: Callable[[], None] = no_other_work,
 ) -> BackendSession:
     """Speak with a backend until it has logged us in. The caller owns the deadline and closes the stream on errors.
 
     Args:
         secure: Puts TLS on the connection, after STARTTLS.
+        before_work: Called before each step.
     Raises:
         Refused: As the backend decided, or UNAVAILABLE with the step where it stuck.
     """
-    stream, event = await _converse(stream, dialogue, secure)
+    stream, event = await _converse(stream, dialogue, secure, before_work)
     assert isinstance(event, BackendLoggedIn)
     return BackendSession(stream, event.capability, event.notes, event.trailing_data, connected_at)
 
@@ -91,11 +94,15 @@ async def ask_capability(
 
 
 async def _converse(
-    stream: Stream, dialogue: BackendDialogue, secure: Callable[[Stream], Awaitable[Stream]]
+    stream: Stream,
+    dialogue: BackendDialogue,
+    secure: Callable[[Stream], Awaitable[Stream]],
+    before_work: Callable[[], None] = no_other_work,
 ) -> tuple[Stream, BackendLoggedIn | BackendAnswered]:
     """Carry octets between a dialogue and its stream up to the last event, unless that is a refusal."""
     try:
         while True:
+            before_work()
             event = dialogue.next_event()
             if data := dialogue.data_to_send():
                 await stream.send(data)

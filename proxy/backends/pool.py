@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from proxy.backends.connect import Address, connect, secure, settle
@@ -13,14 +15,22 @@ from proxy.model import Credentials, Identity
 from proxy.outcome import Outcome, Refused
 from proxy.settings.models import Backends, Server, Timeouts
 from proxy.transport.stream import Stream
-from proxy.transport.tls import Context, client_context
+from proxy.transport.tls import Context, client_context, no_other_work
 
 
 class Backend:
     """One server: how it is reached and how one logs in there."""
 
-    def __init__(self, server: Server, backends: Backends, timeouts: Timeouts, context: Context | None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        backends: Backends,
+        timeouts: Timeouts,
+        context: Context | None,
+        before_work: Callable[[], None] = no_other_work,
+    ) -> None:
         self.name = server.name
+        self._before_work = before_work
         self._security = server.security
         self._address = Address(server.endpoint)
         self._context = context
@@ -45,7 +55,7 @@ class Backend:
                     stream = await self._secure(stream)
                 connected_at = trio.current_time()
                 scope.deadline = connected_at + self._timeouts.backend_login
-                session = await log_in(stream, dialogue, self._secure, connected_at)
+                session = await log_in(stream, dialogue, self._secure, connected_at, self._before_work)
                 settle(session.stream.socket)
                 return session
         except BaseException:
@@ -102,10 +112,15 @@ class Backend:
 class Pool:
     """All backends that the settings name."""
 
-    def __init__(self, backends: Backends, timeouts: Timeouts) -> None:
+    def __init__(self, backends: Backends, timeouts: Timeouts, before_work: Callable[[], None] = no_other_work) -> None:
+        """Args:
+        before_work: Called before each step of a login that keeps the processor busy.
+        """
         needs_tls = any(server.security != "none" for server in backends.servers)
         context = client_context(backends.tls.ca, verify=backends.tls.verify) if needs_tls else None
-        self._by_name = {server.name: Backend(server, backends, timeouts, context) for server in backends.servers}
+        self._by_name = {
+            server.name: Backend(server, backends, timeouts, context, before_work) for server in backends.servers
+        }
 
     def __getitem__(self, name: str) -> Backend:
         return self._by_name[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -23,17 +22,7 @@ Config = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 _DEFAULT_CONFIG = Path("/etc/imap-porter/porter.yaml")
-
-
-class LoginMechanism(StrEnum):
-    """What `test-login` can try."""
-
-    LOGIN = "LOGIN"
-    PLAIN = "PLAIN"
-    XOAUTH2 = "XOAUTH2"
-    OAUTHBEARER = "OAUTHBEARER"
-    EXTERNAL = "EXTERNAL"
-    SCRAM_SHA_256 = "SCRAM-SHA-256"
+_LOGIN_MECHANISMS = ("LOGIN", "PLAIN", "XOAUTH2", "OAUTHBEARER", "EXTERNAL", "SCRAM-SHA-256")
 
 
 def _address(value: str) -> str:
@@ -41,6 +30,13 @@ def _address(value: str) -> str:
         return str(ipaddress.ip_address(value))
     except ValueError:
         raise typer.BadParameter("expected an IP address, e.g. 192.0.2.7") from None
+
+
+def _mechanism(value: str) -> str:
+    # Typer's own choices are told in small letters where case doesn't matter.
+    if value.upper() not in _LOGIN_MECHANISMS:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(_LOGIN_MECHANISMS)}.")
+    return value.upper()
 
 
 def _version(value: bool) -> None:
@@ -99,8 +95,14 @@ def try_login(
     name: str,
     config: Config = _DEFAULT_CONFIG,
     mechanism: Annotated[
-        LoginMechanism, typer.Option(case_sensitive=False, help="How the client logs in; LOGIN is the command.")
-    ] = LoginMechanism.LOGIN,
+        str,
+        typer.Option(
+            callback=_mechanism,
+            metavar=f"[{'|'.join(_LOGIN_MECHANISMS)}]",
+            autocompletion=lambda: _LOGIN_MECHANISMS,
+            help="How the client logs in; LOGIN is the command.",
+        ),
+    ] = "LOGIN",
     client_address: Annotated[
         str, typer.Option(callback=_address, help="Where the client is, for sources that want to know.")
     ] = "127.0.0.1",
@@ -117,7 +119,7 @@ def try_login(
     """
     from proxy.cli.test_login import try_login as run
 
-    raise typer.Exit(run(name, mechanism.value, client_address, config, ask_all=ask_all, json_output=json_output))
+    raise typer.Exit(run(name, mechanism, client_address, config, ask_all=ask_all, json_output=json_output))
 
 
 @app.command("hash-password")

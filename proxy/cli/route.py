@@ -7,12 +7,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from proxy.auth.file import read_users
 from proxy.auth.names import NameRules
+from proxy.cli.terminal import console
 from proxy.model import Identity
 from proxy.outcome import Refused
 from proxy.routing.router import Choice, Explanation, Router
@@ -94,10 +93,10 @@ def _as_object(answer: _Answer) -> dict[str, object]:
 
 def _show(answer: _Answer) -> None:
     explanation, choice = answer.explanation, answer.choice
-    console = Console(highlight=False)
-    console.print(f"canonical name  {escape(explanation.name)}", soft_wrap=True)
-    console.print(f"hash key        {escape(explanation.key)}", soft_wrap=True)
-    console.print(f"epoch           {explanation.epoch}")
+    out = console()
+    out.print(f"canonical name  {explanation.name}", soft_wrap=True)
+    out.print(f"hash key        {explanation.key}", soft_wrap=True)
+    out.print(f"epoch           {explanation.epoch}")
     table = Table("backend", "weight", "score", "")
     for column in table.columns[1:3]:
         column.justify = "right"
@@ -106,5 +105,5 @@ def _show(answer: _Answer) -> None:
         notes = ["chosen"] * chosen + ["no one by hash"] * (not each.weight)
         row = (each.name, f"{each.weight:g}", f"{each.score:.4f}", ", ".join(notes))
         table.add_row(*row, style="bold" if chosen else None)
-    console.print(table)
-    console.print(f"{choice.backend}: {_why(answer)}", soft_wrap=True)
+    out.print(table)
+    out.print(f"{choice.backend}: {_why(answer)}", soft_wrap=True)

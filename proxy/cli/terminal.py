@@ -26,12 +26,17 @@ EXIT_OK = 0
 EXIT_SETTINGS = 1
 EXIT_INTERRUPTED = 130  # as shells count a SIGINT
 
+_UNFOLDED = 100_000  # columns
+
 _Result = TypeVar("_Result")
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that takes text as it is."""
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    """A console that takes text as it is, and folds it for a terminal alone: elsewhere a line is a line, for grep."""
+    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not made.is_terminal:
+        made.width = _UNFOLDED
+    return made
 
 
 def plain(text: str, style: str = "") -> Text:
@@ -76,12 +81,12 @@ def _mistake(mistake: Mistake) -> dict[str, Any]:
 
 @contextmanager
 def log_kept_back() -> Iterator[None]:
-    """Log lines, warnings and worse, wait for the end of the block and then go to standard error.
+    """Errors in the log wait for the end of the block and then go to standard error; other lines are dropped.
 
-    So none of them gets into a progress bar or a table.
+    So none gets into a progress bar or a table, and none repeats one: what sources warn of, the table tells.
     """
     with tempfile.TemporaryFile() as kept:
-        log.configure("console", "warning", descriptor=kept.fileno())
+        log.configure("console", "error", descriptor=kept.fileno())
         try:
             yield
         finally:

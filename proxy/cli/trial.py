@@ -170,7 +170,10 @@ class Trier:
             self._notes[-1] = replace(last, said=Said.NO, why="it knows the name and has no SCRAM keys for it")
         elif last.said is Said.YES and not fits:
             self._notes[-1] = replace(last, said=Said.NO, why="the password does not fit its SCRAM keys")
-        return replace(_credentials(attempt), secret=b"", proven=account if fits else None)
+        # The refusal then says what the table says: whose no it is, or why it is nobody's name.
+        telling = self._notes[-1:] if self._notes[-1].said is Said.NO else self._notes
+        problem = "" if fits else "; ".join(f"{note.source}: {note.why}" for note in telling)
+        return replace(_credentials(attempt), secret=b"", proven=account if fits else None, problem=problem)
 
     async def _log_in_at(self, backend: str, identity: Identity, credentials: Credentials) -> BackendReply:
         began = trio.current_time()

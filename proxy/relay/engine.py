@@ -5,6 +5,10 @@ no task. The engine owns an epoll of its own and waits for it through trio. Woke
 of `_EVENTS` events and calls back; callbacks never wait. After `_BUDGET_SECONDS` it lets trio run its other tasks:
 without that a few bulk transfers would hold up every login.
 
+The other way round trio runs all tasks that are ready before the engine's turn comes again, and in a storm of logins
+that is hundreds of handshakes. So whoever has work to do for a login calls turn() before it: sessions that have waited
+too long are carried then and there.
+
 Invariants. No trio `wait_*` on a descriptor that is registered here. An event may be stale (its descriptor closed
 by an earlier event of the batch, or already another session's): the callback is looked up per event, and a callback
 that finds nothing to do returns.
@@ -30,6 +34,7 @@ UNWATCHED = -1
 _ROUNDS = 8
 _EVENTS = 64
 _BUDGET_SECONDS = 0.001
+_PATIENCE_SECONDS = 0.002
 _SWEEP_SECONDS = 5.0
 _SWEEP_SLICE = 500
 
@@ -55,6 +60,7 @@ class Engine:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
         self._owners: dict[int, Carried] = {}
+        self._left: list[tuple[int, int]] = []  # events that were polled and not handed out yet
         self.sessions: set[Carried] = set()
         self.now = time.monotonic()  # of the current round: seconds, monotonic
 
@@ -93,27 +99,38 @@ class Engine:
 
     async def run(self) -> None:
         """Carry sessions until cancelled."""
-        clock, poll, get = time.monotonic, self._epoll.poll, self._callbacks.get
         descriptor = self._epoll.fileno()
         while True:
             await trio.lowlevel.wait_readable(descriptor)
-            self.now = clock()
-            end = self.now + _BUDGET_SECONDS
-            for _ in range(_ROUNDS):
-                events = poll(0, _EVENTS)
-                if not events:
-                    break
-                for position, (ready, mask) in enumerate(events):
-                    callback = get(ready)
-                    if callback is not None:
-                        try:
-                            callback(mask)
-                        except Exception:
-                            self._failed(self._owners.get(ready))
-                    if not position & 7 and clock() > end:
-                        await trio.lowlevel.cancel_shielded_checkpoint()
-                        self.now = clock()
-                        end = self.now + _BUDGET_SECONDS
+            while self._carry():
+                await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def turn(self) -> None:
+        """Carry sessions now, if they have waited for it: called by tasks that are about to be busy themselves."""
+        if time.monotonic() - self.now > _PATIENCE_SECONDS:
+            self._carry()
+
+    def _carry(self) -> bool:
+        """Hand events out until there are none or the budget is used up; gives whether it was."""
+        clock, poll, get = time.monotonic, self._epoll.poll, self._callbacks.get
+        self.now = clock()
+        end = self.now + _BUDGET_SECONDS
+        for _ in range(_ROUNDS):
+            # What is left is kept: an edge-triggered event would not be told again.
+            events, self._left = self._left or poll(0, _EVENTS), []
+            if not events:
+                break
+            for position, (ready, mask) in enumerate(events):
+                callback = get(ready)
+                if callback is not None:
+                    try:
+                        callback(mask)
+                    except Exception:
+                        self._failed(self._owners.get(ready))
+                if not position & 7 and clock() > end:
+                    self._left = events[position + 1 :]
+                    return True
+        return False
 
     def _failed(self, session: Carried | None) -> None:
         """A bug was met in one session, and ends that session only."""

@@ -132,7 +132,10 @@ class Visit:
             self._shaking_hands = True
             self.scope.deadline = min(self._login_deadline, began + self.house.settings.timeouts.handshake)
         self.stream = await accept_tls(
-            self.stream.socket, self.door.context(), speaks_first=self.door.tls == "implicit"
+            self.stream.socket,
+            self.door.context(),
+            speaks_first=self.door.tls == "implicit",
+            before_work=self.house.engine.turn,
         )
         self._shaking_hands, self.session.secure = False, True
         self.scope.deadline = self._login_deadline
@@ -187,6 +190,7 @@ class Visit:
     async def _next_event(self, dialogue: PreAuthDialogue) -> ServerEvent:
         """The dialogue's next event: sends what is due, reads until there is one."""
         while True:
+            self.house.engine.turn()
             event = dialogue.next_event()
             if data := dialogue.data_to_send():
                 await self._send(data)

@@ -115,6 +115,21 @@ def _one_entry_is_one_person(settings: Settings) -> Iterator[Finding]:
             yield Finding(("identity", index, "ldap", *key), problem)
 
 
+def _issuers_differ(settings: Settings) -> Iterator[Finding]:
+    first: dict[str, int] = {}
+    for index, source in enumerate(settings.identity):
+        issuer = None if source.oauth is None else source.oauth.issuer
+        if issuer is None:
+            continue
+        if issuer in first:
+            problem = (
+                f"identity[{first[issuer]}] has this issuer already, and its no is final; put both audiences into one "
+                "source"
+            )
+            yield Finding(("identity", index, "oauth", "issuer"), problem)
+        first.setdefault(issuer, index)
+
+
 def _backend_decides_last(settings: Settings) -> Iterator[Finding]:
     backends = [index for index, source in enumerate(settings.identity) if source.backend is not None]
     if backends and backends[0] != len(settings.identity) - 1:
@@ -199,6 +214,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"backends"}), _servers_differ),
     (frozenset({"backends"}), _someone_is_placed),
     (frozenset({"identity", "names"}), _one_entry_is_one_person),
+    (frozenset({"identity"}), _issuers_differ),
     (frozenset({"identity"}), _backend_decides_last),
     (frozenset({"identity", "backends"}), _backend_sees_the_secret),
     (frozenset({"identity", "backends"}), _backend_login_has_a_secret),

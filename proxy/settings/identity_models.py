@@ -8,11 +8,15 @@ from pydantic import ConfigDict, Field, model_validator
 
 from proxy.settings.identity_values import (
     Audience,
+    BindName,
     ClaimMap,
+    Dn,
+    DnTemplate,
     Headers,
     LdapMap,
     LdapUrlValue,
     Map,
+    Scope,
     Template,
     WebUrl,
     dn_tells_domains_apart,
@@ -38,7 +42,7 @@ class FileIdentity(Section):
 class LdapBind(Section):
     """As whom the proxy searches the directory."""
 
-    dn: Text | None = Field(
+    dn: BindName | None = Field(
         default=None,
         description="The name of the search account.",
         examples=["cn=porter,dc=example,dc=org"],
@@ -70,7 +74,7 @@ class LdapBind(Section):
 class LdapSearch(Section):
     """How the entry of a name is found: the search has to give exactly one."""
 
-    base: Text = Field(
+    base: Dn = Field(
         description="Where the search begins.",
         examples=["ou=people,dc=example,dc=org"],
         json_schema_extra=NEW_SESSIONS,
@@ -104,7 +108,7 @@ class LdapIdentity(Section):
     search: LdapSearch | None = Field(
         default=None, description="How to find an entry; this or `user_dn`.", json_schema_extra=NEW_SESSIONS
     )
-    user_dn: Template | None = Field(
+    user_dn: DnTemplate | None = Field(
         default=None,
         description="The entry's name itself, with `{name}`, `{local}` and `{domain}` (escaped, RFC 4514); this or "
         "`search`, and what is said there of `{local}` alone. A bind that fails is then a no for every name, known or "
@@ -245,7 +249,7 @@ class OAuthIdentity(Section):
         examples=["imap"],
         json_schema_extra=NEW_SESSIONS,
     )
-    scopes: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+    scopes: Annotated[tuple[Scope, ...], Field(strict=False)] = Field(
         default=(),
         description="What `scope` has to hold, each of them.",
         examples=[["imap"]],
@@ -344,7 +348,10 @@ class IdentitySource(Section):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> IdentitySource:
-        if len(self.model_fields_set - {key for key in self.model_fields_set if getattr(self, key) is None}) != 1:
+        given = {key for key in self.model_fields_set if getattr(self, key) is not None}
+        if not given and self.model_fields_set == {"backend"}:
+            raise ValueError("backend is empty; write backend: {}")
+        if len(given) != 1:
             raise ValueError("expected exactly one source here: file: {path: users.yaml}, ldap, oauth, http or backend")
         return self
 

@@ -21,6 +21,10 @@ TEMPLATE_NAMES = ("name", "local", "domain")
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _MAP_KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_RDN = r' *(?:[A-Za-z][A-Za-z0-9-]*|[0-9]+(?:\.[0-9]+)+) *=(?:[^\\,+"<>;]|\\(?:[0-9A-Fa-f]{2}|[ ,+"<>;#=\\]))*'
+# What Active Directory takes in a bind beside the names of entries: name@domain, or DOMAIN\\name.
+_PRINCIPAL = re.compile(r"[^=,\s\\@]+@[^=,\s\\@]+|[^=,\s\\@]+\\[^=,\s\\@]+")
+_DN = re.compile(rf"{_RDN}(?:[,+]{_RDN})*")  # RFC 4514 §3, and spaces between, which servers pass over
 _LDAP_ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9-]*(;[A-Za-z0-9-]+)*|[0-9]+(\.[0-9]+)+")  # RFC 4512 §2.5
 _CLAIM = re.compile(r"[\x21-\x7e]{1,256}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110 §5.6.2
@@ -148,12 +152,50 @@ def parse_template(value: object) -> str:
     if not isinstance(value, str) or not value or not value.isprintable():
         raise ValueError('expected text, e.g. "(mail={name})"')
     found = _PLACEHOLDER.findall(value)
+    known = "known in braces: {name}, {local} (before the @) and {domain} (behind it)"
     unknown = [name for name in found if name not in TEMPLATE_NAMES]
-    if unknown or _PLACEHOLDER.sub("", value).strip("{}") != _PLACEHOLDER.sub("", value):
-        raise ValueError("known in braces: {name}, {local} (before the @) and {domain} (behind it)")
+    if unknown:
+        raise ValueError(f"{{{unknown[0]}}} is not known; {known}")
+    if not {"{", "}"}.isdisjoint(_PLACEHOLDER.sub("", value)):
+        raise ValueError(f"a brace has no partner; {known}")
     if "name" not in found and "local" not in found:
         raise ValueError("everybody would be the same person: put {name} or {local} into it")
     return value
+
+
+def parse_bind_name(value: object) -> str:
+    """As whom to bind: the name of an entry, or a principal as Active Directory knows them, "porter@example.org".
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    text = parse_plain_text(value)
+    return text if _PRINCIPAL.fullmatch(text) else parse_dn(text)
+
+
+def parse_dn(value: object) -> str:
+    """The name of an entry, "ou=people,dc=example,dc=org".
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    text = parse_plain_text(value)
+    if not _DN.fullmatch(text):
+        raise ValueError('not a distinguished name (RFC 4514), e.g. "ou=people,dc=example,dc=org"')
+    return text
+
+
+def parse_dn_template(value: object) -> str:
+    """The name of an entry with {name}, {local} or {domain} in values of it; or a principal, "{local}@example.org".
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    text = parse_template(value)
+    principal = text.replace("{name}", "x@x").replace("{local}", "x").replace("{domain}", "x")
+    if not _DN.fullmatch(_PLACEHOLDER.sub("x", text)) and not _PRINCIPAL.fullmatch(principal):
+        raise ValueError('not a distinguished name (RFC 4514), e.g. "uid={local},ou=people,dc=example,dc=org"')
+    return text
 
 
 def dn_tells_domains_apart(template: str) -> bool:
@@ -235,7 +277,10 @@ def parse_headers(value: object, folder: Path) -> Map[str | Secret]:
         if problem := _header_name_problem(name):
             raise ValueError(f"{name}: {problem}")
         if isinstance(given, dict):
-            secret = read_secret(given, folder)
+            try:
+                secret = read_secret(given, folder)
+            except ValueError as exc:
+                raise ValueError(f"{name}: {exc}") from None
             if not (secret.value.isascii() and secret.value.decode("ascii").isprintable()):
                 raise ValueError(f"{name}: the secret is no text that a header field can hold")
             headers[name] = secret
@@ -279,6 +324,18 @@ def _show_audience(audience: tuple[str, ...]) -> str | list[str]:
     return audience[0] if len(audience) == 1 else list(audience)
 
 
+def parse_scope(value: object) -> str:
+    """A scope, of which a token has several with blanks between them (RFC 6749 §3.3).
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    scope = parse_plain_text(value)
+    if " " in scope:
+        raise ValueError("one scope per entry: [imap, mail]")
+    return scope
+
+
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string", "minLength": 1}}
 
 LdapUrlValue = Annotated[
@@ -293,6 +350,13 @@ WebUrl = Annotated[
 Template = Annotated[
     str, Spelled("template", lambda value, _: parse_template(value), str, {"type": "string", "minLength": 1})
 ]
+DnTemplate = Annotated[
+    str, Spelled("template", lambda value, _: parse_dn_template(value), str, {"type": "string", "minLength": 1})
+]
+BindName = Annotated[
+    str, Spelled("text", lambda value, _: parse_bind_name(value), str, {"type": "string", "minLength": 1})
+]
+Dn = Annotated[str, Spelled("text", lambda value, _: parse_dn(value), str, {"type": "string", "minLength": 1})]
 LdapMap = Annotated[Map[str], Spelled("map", lambda value, _: parse_ldap_map(value), dict, _TEXTS)]
 ClaimMap = Annotated[Map[str], Spelled("map", lambda value, _: parse_claim_map(value), dict, _TEXTS)]
 Headers = Annotated[
@@ -303,6 +367,9 @@ Headers = Annotated[
         _show_headers,
         {"type": "object", "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "object"}]}},
     ),
+]
+Scope = Annotated[
+    str, Spelled("text", lambda value, _: parse_scope(value), str, {"type": "string", "pattern": "^[^ ]+$"})
 ]
 _ONE_TEXT = {"type": "string", "minLength": 1}
 Audience = Annotated[

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,18 +213,25 @@ def _certificate_names(path: Path) -> Iterable[bytes]:
     return [name.lower().encode("ascii", "replace") for name in extension.value.get_values_for_type(x509.DNSName)]
 
 
-async def accept_tls(sock: socket.socket, base: SSL.Context, *, speaks_first: bool) -> TlsStream:
+def no_other_work() -> None:
+    """Nobody waits for his turn."""
+
+
+async def accept_tls(
+    sock: socket.socket, base: SSL.Context, *, speaks_first: bool, before_work: Callable[[], None] = no_other_work
+) -> TlsStream:
     """The server's side of a handshake. The caller owns the deadline and, on failure, the socket.
 
     Args:
         speaks_first: A greeting follows at once. It then leaves in one segment with the session tickets that end the
             handshake: the first send() lets both go.
+        before_work: Called before each step, which keeps the processor busy for up to half a millisecond.
     Raises:
         TlsFailed: The handshake cannot succeed.
     """
     connection = SSL.Connection(base, sock)
     connection.set_accept_state()
-    await _shake_hands(connection, sock, cork=speaks_first)
+    await _shake_hands(connection, sock, before_work, cork=speaks_first)
     if base.get_verify_mode() != SSL.VERIFY_NONE:
         # A resumed session carries the certificate of its first handshake, and every resumption brings a new ticket.
         certificate = connection.get_peer_certificate()
@@ -233,9 +240,16 @@ async def accept_tls(sock: socket.socket, base: SSL.Context, *, speaks_first: bo
     return TlsStream(sock, connection, corked=speaks_first)
 
 
-async def _shake_hands(connection: SSL.Connection, sock: socket.socket, *, cork: bool = False) -> None:
+async def _shake_hands(
+    connection: SSL.Connection,
+    sock: socket.socket,
+    before_work: Callable[[], None] = no_other_work,
+    *,
+    cork: bool = False,
+) -> None:
     corked = False
     while True:
+        before_work()
         try:
             connection.do_handshake()
         except SSL.WantReadError:

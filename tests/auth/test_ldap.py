@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 
 from proxy.auth.ldap.breaker import BindPause, Breaker
-from proxy.auth.ldap.connection import check_filter, ldap3
+from proxy.auth.ldap.connection import Connector, check_filter, ldap3
+from proxy.auth.ldap.connections import Connections, Counters
 from proxy.auth.ldap.entries import Entry, EntryReader, Misfit
-from proxy.auth.ldap.lines import Counters, Lines
-from proxy.auth.ldap.names import Template, escape
 from proxy.auth.ldap.server import LdapServer
 from proxy.auth.ldap.source import LdapAccountSource, LdapSource, ldap_source
+from proxy.auth.ldap.template import Template, common_ancestor, escape
 from proxy.auth.ldap.verdicts import Result, ServerFailed, raise_failure, raise_unless_bound
 from proxy.auth.names import NameRules
 from proxy.auth.scram_keys import make_scram_keys, scram_text
 from proxy.auth.source import AccountSource, IdentitySource, NotMine
 from proxy.model import Credentials, Endpoint, Identity, Origin
+from proxy.observe.metrics import exposition
 from proxy.outcome import Outcome, Refused
 from proxy.settings.identity_models import LdapBind, LdapIdentity, LdapSearch
 from proxy.settings.identity_values import Map, parse_ldap_url
@@ -83,6 +88,21 @@ def test_a_value_stays_one_value_of_a_dn(value: str) -> None:
 )
 def test_template(template: str, name: str, filled: str | None) -> None:
     assert Template(template).fill(name) == filled
+
+
+@pytest.mark.parametrize(
+    ("template", "ancestor"),
+    [
+        ("uid={local},ou=people,dc=example", "ou=people,dc=example"),
+        ("uid={local}, ou=people,dc=example", "ou=people,dc=example"),
+        ("uid={local},ou={domain},dc=example", "dc=example"),
+        ("cn=x\\,{local},ou=a\\,b\\\\,dc=example", "ou=a\\,b\\\\,dc=example"),
+        ("cn=x+uid={local},dc=example", "dc=example"),
+        ("uid={local}", ""),
+    ],
+)
+def test_where_all_entries_are(template: str, ancestor: str) -> None:
+    assert common_ancestor(template) == ancestor
 
 
 @pytest.mark.parametrize("text", ["(mail=a)", "(&(objectClass=person)(!(employeeType=left))(|(uid=a)(mail=a)))"])
@@ -264,7 +284,7 @@ def test_identity_of_an_entry(attributes: dict[str, str], values: Values, identi
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({}, "has no mail"),
+        ({}, r"^the entry has no mail \(attributes\.name\)$"),
         ({"mail": (b"a@example.org", b"b@example.org")}, "2 values of mail"),
         ({"mail": (b"\xff",)}, "mail is not text"),
         ({"mail": (b"",)}, "mail is not text"),
@@ -398,8 +418,8 @@ def server(opener: FakeOpener, pool: int = 1) -> LdapServer:
     return LdapServer("ldap://fake", opener, None, pool=pool, operation_seconds=1)  # type: ignore[arg-type]
 
 
-def bind(lines: Lines) -> Result:
-    return lines.bind("uid=a", b"secret")
+def bind(connections: Connections) -> Result:
+    return connections.bind("uid=a", b"secret")
 
 
 @pytest.mark.parametrize(
@@ -445,12 +465,49 @@ def test_a_wrong_password_of_the_proxys_own_is_not_tried_again_at_once(
     opener = FakeOpener(*([answer] for answer in answers))
     pause = BindPause(seconds)
     for _ in range(2):
-        lines = Lines(opener, SERVICE, 1, Counters("ldap://fake"), pause)  # type: ignore[arg-type]
-        lines.begin(time.monotonic() + 5)
+        connections = Connections(opener, SERVICE, 1, Counters("ldap://fake"), pause)  # type: ignore[arg-type]
+        connections.begin(time.monotonic() + 5)
         with pytest.raises(ServerFailed):
-            lines.search("dc=example", "(mail=a)", "subtree", ())
+            connections.search("dc=example", "(mail=a)", "subtree", ())
     assert opener.opened == opened
     assert all(connection.closed for connection in opener.connections[:opened])
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (b"* OK ready\r\n", "TLS: the port speaks no TLS"),
+        (b"", "TLS: closed by the server; perhaps the port speaks no TLS"),
+    ],
+)
+async def test_ldaps_where_something_else_listens(answer: bytes, problem: str) -> None:
+    """The directory is right, the port is another service's."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        if answer:
+            await stream.send_all(answer)
+            with suppress(trio.BrokenResourceError):
+                await stream.receive_some()
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, host="127.0.0.1"), serve, 0)
+        port = listener.socket.getsockname()[1]
+        url = parse_ldap_url(f"ldaps://127.0.0.1:{port}")
+        connector = Connector(url, ssl.create_default_context(), start_tls=False, connect_seconds=5)
+        with pytest.raises(ServerFailed) as failure:
+            await trio.to_thread.run_sync(connector.open, time.monotonic() + 5)
+        nursery.cancel_scope.cancel()
+    assert str(failure.value) == problem
+
+
+def test_only_sensible_operations_are_counted_from_the_start() -> None:
+    Counters("ldap://counted")
+    lines = [line for line in exposition()[0].decode().splitlines() if 'server="ldap://counted"' in line]
+    counted = {tuple(re.findall(r'(?:operation|outcome)="(\w+)"', line)) for line in lines} - {()}
+    both = {(operation, outcome) for operation in ("connect", "bind", "search") for outcome in ("ok", "failed")}
+    assert counted == {*both, ("bind", "no")}
 
 
 async def test_a_server_that_is_down_is_not_asked() -> None:
@@ -466,7 +523,7 @@ async def test_a_server_that_is_down_is_not_asked() -> None:
 async def test_a_failure_of_one_question_does_not_take_it_down() -> None:
     asked = server(FakeOpener([]))
 
-    def question(lines: Lines) -> None:
+    def question(connections: Connections) -> None:
         raise ServerFailed("busy with this one", down=False)
 
     with pytest.raises(ServerFailed):
@@ -488,8 +545,8 @@ async def test_a_refusal_is_an_answer() -> None:
     opener = FakeOpener([OK, NO, OK])
     asked = server(opener)
 
-    def question(lines: Lines) -> None:
-        bind(lines)
+    def question(connections: Connections) -> None:
+        bind(connections)
         raise Refused(Outcome.AUTHENTICATION_FAILED, "no")
 
     for _ in range(3):

@@ -236,7 +236,7 @@ async def test_attributes(settings: dict[str, Any], name: str, identity: Identit
         ({"search": LdapSearch(base=SUFFIX, filter="(uid={name})", scope="one")}, "alice", PASSWORD, None),
         # A search that cannot be made makes nobody unknown.
         ({"search": LdapSearch(base=f"ou=nowhere,{SUFFIX}", filter="(uid={name})")}, "alice", PASSWORD, OUT),
-        ({"search": LdapSearch(base="no name", filter="(uid={name})")}, "alice", PASSWORD, OUT),
+        ({"search": LdapSearch(base="strange=name", filter="(uid={name})")}, "alice", PASSWORD, OUT),
     ],
 )
 async def test_outcomes(
@@ -302,7 +302,21 @@ HOSTILE = [
 async def test_names_stay_names(name: str, make: Make) -> None:
     assert await outcome(make(search=LdapSearch(base=PEOPLE, filter="(uid={name})")), name) is None
     assert await outcome(make(user_dn=f"uid={{name}},{PEOPLE}"), name) is NO
-    assert await outcome(make(user_dn=f"{{name}},{PEOPLE}"), f"uid=alice,{PEOPLE}") is NO
+    assert await outcome(make(user_dn=f"uid={{name}},{SUFFIX}"), "alice,ou=people") is NO
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("nobody", "(maill=nobody)"),
+        ("a\n*", "(maill=a\\0a\\2a)"),
+        ("a" * 250, f"(maill={'a' * 193}…"),
+    ],
+)
+async def test_what_was_not_found(name: str, shown: str, make: Make) -> None:
+    source = make(search=LdapSearch(base=PEOPLE, filter="(maill={name})"))
+    answer = await source.authenticate(Credentials("LOGIN", name, "", PASSWORD), name, ORIGIN)
+    assert answer == NotMine(f"no entry under {PEOPLE} for {shown}")
 
 
 async def test_names_with_marks_are_found(make: Make, place: Place) -> None:
@@ -314,19 +328,32 @@ async def test_names_with_marks_are_found(make: Make, place: Place) -> None:
         place.plain.delete(f"uid=marked,{PEOPLE}")
 
 
+UNTRUSTED = 'certificate verify failed: .*(certificate|issuer).*; "ca" says whom to trust$'
+MISNAMED = (
+    "certificate verify failed: IP address mismatch, certificate is not valid for '127.0.0.2'; "
+    '"urls" has to name the server as its certificate does$'
+)
+
+
 @pytest.mark.parametrize(
     ("url", "settings", "problem"),
     [
-        (lambda place: place.plain.tls_url, {"ca": "wrong"}, "certificate verify failed"),
-        (lambda place: place.plain.url, {"ca": "wrong", "start_tls": True}, "certificate verify failed"),
-        (lambda place: place.plain.misnamed(place.plain.tls_url), {}, "IP address mismatch"),
-        (lambda place: place.plain.misnamed(place.plain.url), {"start_tls": True}, "IP address mismatch"),
-        (lambda place: place.plain.tls_url.replace("127.0.0.1", "wrong.example"), {}, "Hostname mismatch"),
-        (lambda place: f"ldaps://127.0.0.1:{place.plain.port}", {"connect_timeout": 0.5}, "EOF|not connected in time"),
-        (lambda place: place.bare.url, {"start_tls": True}, "StartTLS: startTLS failed - protocolError"),
-        (lambda place: f"ldap://127.0.0.1:{place.ports.take()}", {}, "refused"),
-        (lambda place: place.plain.socket_url.replace("%2Fldapi", "%2Fnobody"), {}, "No such file"),
-        (lambda place: "ldap://nowhere.invalid", {"insecure": True}, "name is not found"),
+        (lambda place: place.plain.tls_url, {"ca": "wrong"}, f": TLS: {UNTRUSTED}"),
+        (lambda place: place.plain.url, {"ca": "wrong", "start_tls": True}, f": StartTLS: {UNTRUSTED}"),
+        (lambda place: place.plain.misnamed(place.plain.tls_url), {}, f": TLS: {MISNAMED}"),
+        (lambda place: place.plain.misnamed(place.plain.url), {"start_tls": True}, f": StartTLS: {MISNAMED}"),
+        (lambda place: place.plain.tls_url.replace("127.0.0.1", "wrong.example"), {},
+            f": TLS: {MISNAMED.replace('IP address', 'Hostname').replace('127.0.0.2', 'wrong.example')}"),
+        (lambda place: f"ldaps://127.0.0.1:{place.plain.port}", {"connect_timeout": 0.5},
+            ": TLS: closed by the server; perhaps the port speaks no TLS$"),
+        (lambda place: f"ldap://127.0.0.1:{place.plain.tls_port}", {},
+            ": (closed by the server|Connection reset by peer); does this port expect ldaps://\\?$"),
+        (lambda place: f"ldap://127.0.0.1:{place.plain.tls_port}", {"start_tls": True},
+            ": StartTLS: (closed by the server|Connection reset by peer); does this port expect ldaps://\\?$"),
+        (lambda place: place.bare.url, {"start_tls": True}, ": StartTLS: protocolError$"),
+        (lambda place: f"ldap://127.0.0.1:{place.ports.take()}", {}, ":[0-9]+: Connection refused$"),
+        (lambda place: place.plain.socket_url.replace("%2Fldapi", "%2Fnobody"), {}, ": No such file or directory$"),
+        (lambda place: "ldap://nowhere.invalid", {"insecure": True}, ": its name is not found: [^[]*$"),
         (lambda place: place.plain.url,
             {"bind": LdapBind(dn=SERVICE_DN, password=Secret("env", "LDAP", b"wrong-pw-77"))},
             "the proxy's own bind as cn=porter,.*: invalidCredentials"),
@@ -413,8 +440,18 @@ async def test_probe_of_what_is_set_up_wrongly(place: Place, make: Make) -> None
     assert "noSuchObject" in rows[2].problem
     rows = await make(search=LdapSearch(base=REFERRED, filter="(uid={local})")).probe()
     assert "referral" in rows[2].problem
-    rows = await make(bind=None, user_dn=f"uid={{local}},{PEOPLE}").probe()
+
+
+async def test_probe_where_entries_are_named(place: Place, make: Make) -> None:
+    rows = await make(bind=None, user_dn=USER_DN).probe()
     assert [(row.what, row.problem) for row in rows] == [(f"{place.plain.url}: connect", "")]
+    rows = await make(user_dn=USER_DN).probe()
+    assert [(row.problem, row.detail) for row in rows] == [("", ""), ("", ""), ("", PEOPLE)]
+    rows = await make(user_dn=f"uid={{local}},ou={{domain}},{SUFFIX}").probe()
+    assert [(row.problem, row.detail) for row in rows] == [("", ""), ("", ""), ("", SUFFIX)]
+    rows = await make(user_dn=f"uid={{local}},ou=nowhere,{SUFFIX}").probe()
+    assert [row.what.rpartition(" ")[2] for row in rows] == ["connect", "bind", "search"]
+    assert rows[2].problem.startswith(f"ou=nowhere,{SUFFIX}, where entries are: noSuchObject (32)")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from proxy.auth.passwords import Parameters, hash_password
 from proxy.auth.scram_keys import make_scram_keys, scram_text
+from proxy.cli.main import app
 from proxy.cli.terminal import EXIT_INTERRUPTED, EXIT_SETTINGS
 from proxy.cli.test_login import EXIT_REFUSED, EXIT_UNAVAILABLE, try_login
 from tests.servers.ports import LOOPBACK
@@ -148,6 +150,33 @@ def test_scram_keys(name: str, secret: bytes, said: str, outcome: str, write: Wr
     _, document = log_in(write([KEYED], backends=MASTER), name, secret, "SCRAM-SHA-256")
     assert (answers(document), document["outcome"]) == ({"file": said}, outcome)
     assert (document["route"] is None) == (said != "yes")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("ann", "it knows the name and has no SCRAM keys for it"),
+        ("keys", "the password does not fit its SCRAM keys"),
+    ],
+)
+def test_scram_has_one_reason(name: str, why: str, write: Write, log_in: Try) -> None:
+    config = write([SECOND, KEYED], backends=MASTER)
+    _, document = log_in(config, name, b"wrong-1q2w", "SCRAM-SHA-256")
+    assert (whys(document)["file-2"], document["detail"]) == (why, f"file-2: {why}")
+    _, document = log_in(config, "nobody", b"wrong-1q2w", "SCRAM-SHA-256")
+    told = whys(document)
+    assert document["detail"] == f"file: {told['file']}; file-2: {told['file-2']}"
+
+
+def test_mechanisms_on_the_command_line(write: Write) -> None:
+    config = str(write([FIRST]))
+    run = CliRunner().invoke
+    refused = run(app, ["test-login", "ann", "-c", config, "--mechanism", "FOO"], env={"COLUMNS": "200"})
+    assert refused.exit_code == 2
+    assert "'FOO' is not one of LOGIN, PLAIN, XOAUTH2, OAUTHBEARER, EXTERNAL, SCRAM-SHA-256." in refused.output
+    assert "Value error" not in refused.output
+    tried = run(app, ["test-login", "ann", "-c", config, "--mechanism", "plain", "--json"], input=SECRET)
+    assert json.loads(tried.stdout)["mechanism"] == "PLAIN"
 
 
 def test_the_backends_reply(write: Write, log_in: Try, dead_port: int) -> None:

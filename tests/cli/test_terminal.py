@@ -7,7 +7,7 @@ import json
 import pytest
 import trio
 
-from proxy.cli.terminal import log_kept_back, plain, print_json, run, table
+from proxy.cli.terminal import console, log_kept_back, plain, print_json, run, table
 from proxy.observe.log import get_logger
 
 log = get_logger()
@@ -15,24 +15,24 @@ log = get_logger()
 
 def test_log_lines_come_afterwards(capsys: pytest.CaptureFixture[str]) -> None:
     with log_kept_back():
-        log.warning("ldap.server_failed", text="\x1b[31m")
-        log.info("ldap.connected")
+        log.exception("oauth.keys_crashed", text="\x1b[31m")
+        log.warning("ldap.server_down")
         assert capsys.readouterr().err == ""
     err = capsys.readouterr().err
-    assert "ldap.server_failed" in err
-    assert "ldap.connected" not in err
+    assert "oauth.keys_crashed" in err
+    assert "ldap.server_down" not in err, "the table tells it"
     assert err.rstrip("\n").isprintable()
 
 
 def test_log_lines_survive_an_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         with log_kept_back():
-            log.warning("ldap.server_failed")
+            log.error("oauth.keys_crashed")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert "ldap.server_failed" in capsys.readouterr().err
+    assert "oauth.keys_crashed" in capsys.readouterr().err
 
 
 def test_an_interrupt_deep_inside_comes_out_alone() -> None:
@@ -75,3 +75,15 @@ def test_plain_text() -> None:
 def test_a_table_of_labels_has_no_head() -> None:
     assert not table().show_header
     assert table("a", "ms", numbers=("ms",)).columns[1].justify == "right"
+
+
+@pytest.mark.parametrize(("terminal", "lines"), [(False, 1), (True, 2)])
+def test_a_line_is_folded_for_a_terminal_alone(
+    terminal: bool, lines: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    rows = table()
+    rows.add_row("problem", plain("x" * 100))
+    console().print(rows)
+    assert len(capsys.readouterr().out.splitlines()) == lines

@@ -106,6 +106,7 @@ class _PairStream:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = trio.socket.from_stdlib_socket(sock)
+        self.raw = sock
 
     async def send_all(self, data: bytes) -> None:
         view = memoryview(data)
@@ -361,6 +362,20 @@ async def test_a_client_that_is_gone_takes_its_backend_along(splice: Splicer) ->
     wire.backend.close()
     await trio.testing.wait_all_tasks_blocked(0.05)
     assert wire.ended == [Outcome.CLIENT_CLOSED]
+
+
+async def test_sessions_get_their_turn_from_tasks_that_are_busy(splice: Splicer) -> None:
+    """Without a checkpoint: the engine's own task cannot have done it."""
+    wire = splice()
+    await trio.testing.wait_all_tasks_blocked()
+    wire.client.raw.send(b"a NOOP\r\n")
+    splice.engine.now = time.monotonic() + 60  # it has just had its turn
+    splice.engine.turn()
+    with pytest.raises(BlockingIOError):
+        wire.backend.raw.recv(100)
+    splice.engine.now = time.monotonic() - 60
+    splice.engine.turn()
+    assert wire.backend.raw.recv(100) == b"a NOOP\r\n"
 
 
 async def test_safe_points(splice: Splicer) -> None:

@@ -12,7 +12,10 @@ import pytest
 from proxy.settings.identity_values import (
     Map,
     parse_audience,
+    parse_bind_name,
     parse_claim_map,
+    parse_dn,
+    parse_dn_template,
     parse_headers,
     parse_ldap_map,
     parse_ldap_url,
@@ -116,10 +119,11 @@ def test_template(template: str) -> None:
     [
         ("(mail=*)", "same person"),
         ("(o={domain})", "same person"),
-        ("(mail={user})", "known in braces"),
+        ("(mail={nam})", "^{nam} is not known; known in braces: {name}, {local}"),
         ("(mail={name}", None),
-        ("(mail={name})}", "known in braces"),
-        ("{", "known in braces"),
+        ("(mail={name})}", "^a brace has no partner; known in braces"),
+        ("{", "^a brace has no partner; known in braces"),
+        ("{{name}}", "^a brace has no partner; known in braces"),
         ("", "expected text"),
         ("(mail={name})\n", "expected text"),
         (1, "expected text"),
@@ -131,6 +135,56 @@ def test_bad_template(value: object, problem: str | None) -> None:
         return
     with pytest.raises(ValueError, match=problem):
         parse_template(value)
+
+
+DNS = [
+    "dc=org",
+    "ou=people,dc=example,dc=org",
+    "OU=Mail Users, DC=example, DC=org",
+    "cn=Lučić\\, Ann+uid=a\\2cb,2.5.4.11=x,o=",
+    "cn=a=b,cn=\\#x\\\\,dc=org",
+]
+BAD_DNS = [
+    "people",
+    "alice@example.org",
+    "EXAMPLE\\alice",
+    "ou=people;dc=org",
+    "ou=people,",
+    "ou=people,,dc=org",
+    "=people,dc=org",
+    "ou=people,dc",
+    "o u=people",
+    "ou=a\\xb",
+    "ou=a\\",
+    'cn="a",dc=org',
+]
+
+
+@pytest.mark.parametrize("text", DNS)
+def test_dn(text: str) -> None:
+    assert parse_dn(text) == text
+    assert parse_dn_template(f"uid={{local}},{text}") == f"uid={{local}},{text}"
+
+
+@pytest.mark.parametrize("text", BAD_DNS)
+def test_bad_dn(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^not a distinguished name \(RFC 4514\), e\.g\. \"ou="):
+        parse_dn(text)
+    with pytest.raises(ValueError, match=r"^not a distinguished name \(RFC 4514\), e\.g\. \"uid={local},"):
+        parse_dn_template(f"uid={{local}},{text}")
+
+
+@pytest.mark.parametrize(
+    "text", ["uid={local},dc=x", "uid={local}", "cn={name},ou={domain},o=x", "uid=u-{local}@x,o=x"]
+)
+def test_dn_template(text: str) -> None:
+    assert parse_dn_template(text) == text
+
+
+@pytest.mark.parametrize("text", ["{local}", "{name},ou=people", "(uid={local})", "{name}@example.org"])
+def test_bad_dn_template(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^not a distinguished name"):
+        parse_dn_template(text)
 
 
 def test_maps() -> None:
@@ -159,6 +213,8 @@ def test_headers(tmp_path: Path) -> None:
     assert found["X-Site"] == "one"
     assert "s3cret" not in repr(found)
     (tmp_path / "odd").write_bytes(b"s3cret\r\x01\n")
+    with pytest.raises(ValueError, match=r"^X-Auth-Key: no such file: "):
+        parse_headers({"X-Site": "one", "X-Auth-Key": {"file": "none"}}, tmp_path)
     for bad in ({"X Y": "a"}, {"X": "a\r\nY: b"}, {"X": 3}, {"X": {"file": "odd"}}, [], {"X": "ä"}):
         with pytest.raises(ValueError, match=r"expected|no text") as caught:
             parse_headers(bad, tmp_path)
@@ -212,6 +268,13 @@ PLAIN = LDAP.replace("ldaps://h", "ldap://h")
 
 TOGETHER = [
     (LDAP + "}", "", None),
+    (LDAP.replace("dc=x", "people") + "}", "", "identity[0].ldap.search.base: not a distinguished name (RFC 4514)"),
+    (LDAP + ", bind: {dn: porter}}", "", "identity[0].ldap.bind.dn: not a distinguished name (RFC 4514)"),
+    (
+        'ldap: {urls: ["ldaps://h"], user_dn: "{local}"}',
+        "",
+        'identity[0].ldap.user_dn: not a distinguished name (RFC 4514), e.g. "uid={local},ou=people,dc=example,dc=org"',
+    ),
     (LDAP + ', user_dn: "uid={name}"}', "", "identity[0].ldap: expected one of search and user_dn"),
     ('ldap: {urls: ["ldaps://h"]}', "", "identity[0].ldap: expected one of search and user_dn"),
     (LDAP + ", bind: {}}", "", "identity[0].ldap.bind: expected dn and password, or external: true"),
@@ -274,7 +337,21 @@ TOGETHER = [
     ("oauth: {audience: imap, issuer: https://id..example.org}", TOKEN, "identity[0].oauth.issuer: expected a host's"),
     ('http: {url: https://h/, headers: {Auth-User: "x"}}', "", "identity[0].http.headers: Auth-User: Auth-* is what"),
     ("oauth: {audience: imap, issuer: https://i, leeway: 61s}", TOKEN, "identity[0].oauth.leeway: 61s is too long"),
+    ("oauth: {audience: imap, issuer: https://i, scopes: [imap, mail]}", TOKEN, None),
+    (
+        "oauth: {audience: imap, issuer: https://i, scopes: [imap mail]}",
+        TOKEN,
+        "identity[0].oauth.scopes[0]: one scope per entry: [imap, mail]",
+    ),
+    (
+        "oauth: {audience: imap, issuer: https://i}\n  - oauth: {audience: mail, issuer: https://i}",
+        TOKEN,
+        "identity[1].oauth.issuer: identity[0] has this issuer already, and its no is final; put both audiences",
+    ),
+    ("oauth: {audience: imap, issuer: https://i}\n  - oauth: {audience: imap, issuer: https://j}", TOKEN, None),
     ("backend: {}", TOKEN, None),
+    ("backend:", TOKEN, "identity[0]: backend is empty; write backend: {}"),
+    ("file:", TOKEN, "identity[0]: expected exactly one source here"),
     ("backend: {}", MASTER, "identity[0].backend: any password would open any account"),
     ("http: {url: http://127.0.0.1/}", "", None),
     ("http: {url: http://10.0.0.1/}", "", "identity[0].http.url: secrets and keys pass here"),
@@ -325,3 +402,20 @@ def test_client_certificates(
 def test_a_kind_of_source(loaded: Loaded, minimal: str) -> None:
     text = minimal.replace("backends:", "  - http: {url: https://h/}\n  - backend: {}\nbackends:")
     assert [source.kind for source in loaded(text).identity] == ["file", "http", "backend"]
+
+
+@pytest.mark.parametrize("name", ["cn=porter,dc=example,dc=org", "porter@example.org", "EXAMPLE\\porter"])
+def test_as_whom_to_bind(name: str) -> None:
+    assert parse_bind_name(name) == name
+
+
+@pytest.mark.parametrize("template", ["uid={local},ou={domain}", "{name}", "{local}@ad.example.org", "AD\\{local}"])
+def test_whom_a_user_binds_as(template: str) -> None:
+    assert parse_dn_template(template) == template
+
+
+@pytest.mark.parametrize("value", ["porter", "porter@", "a@b@c", "EXAMPLE\\", "cn porter", "{local}"])
+def test_nobody_to_bind_as(value: str) -> None:
+    for parse in (parse_bind_name, parse_dn_template):
+        with pytest.raises(ValueError, match=r"distinguished name|same person"):
+            parse(value)

@@ -14,6 +14,7 @@ ldap3 speaks LDAP here and nothing else. What it would do by itself and must not
 from __future__ import annotations
 
 import math
+import re
 import select
 import socket
 import ssl
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
+from proxy.auth.ldap.bounded_socket import BoundedSocket, handshake_problem, os_reason
 from proxy.auth.ldap.entries import Entry
 from proxy.auth.ldap.verdicts import Result, ServerFailed
 from proxy.settings.identity_values import LdapUrl
@@ -41,11 +43,12 @@ with warnings.catch_warnings():
 
 Scope = Literal["subtree", "one", "base"]
 
-MAX_ANSWER_OCTETS = 256 * 1024
 _MOST_ENTRIES = 2  # one is asked for; the second tells that there are more
 _SCOPES: Mapping[str, str] = {"subtree": ldap3.SUBTREE, "one": ldap3.LEVEL, "base": ldap3.BASE}
 _PASSWORD_POLICY = "1.3.6.1.4.1.42.2.27.8.5.1"  # noqa: S105  draft-behera-ldap-password-policy-11 §6
 _ASK_FOR_POLICY = [(_PASSWORD_POLICY, False, None)]
+
+_ERRNO = re.compile(r"^\[Errno -?[0-9]+\] ")
 
 
 def check_filter(text: str) -> None:
@@ -91,7 +94,9 @@ class Connector:
         host, port = self.url.endpoint.host, self.url.endpoint.port
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as exc:
+        except OSError as exc:
+            raise ServerFailed(f"its name is not found: {os_reason(exc)}") from None
+        except UnicodeError as exc:
             raise ServerFailed(f"its name is not found: {exc}") from None
         addresses = list(dict.fromkeys(str(address[4][0]) for address in found))
         for number, address in enumerate(addresses, 1):
@@ -136,7 +141,7 @@ class Connector:
         except Exception as exc:
             if connection.socket is not None:
                 connection.socket.close()  # ldap3 leaves it open
-            raise ServerFailed(_reason(exc)) from None
+            raise ServerFailed((tls.problem if tls is not None else "") or _reason(exc)) from None
         opened = Connection(connection)
         if self.start_tls:
             opened.start_tls(deadline)
@@ -150,7 +155,8 @@ class Connection:
         if connection.socket.family != socket.AF_UNIX:
             connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._ldap = connection
-        self._socket = connection.socket = _BoundedSocket(connection.socket)
+        self._answered = False
+        self._socket = connection.socket = BoundedSocket(connection.socket)
         self.used_at = time.monotonic()
 
     @property
@@ -164,7 +170,7 @@ class Connection:
             self._carry_out(deadline, self._ldap.start_tls, read_server_info=False)
         except ServerFailed as failure:
             self.close()
-            raise ServerFailed(f"StartTLS: {failure}") from None
+            raise ServerFailed(f"StartTLS: {str(failure).removeprefix('TLS: ')}") from None
 
     def bind(self, dn: str, password: bytes, deadline: float) -> Result:
         """Bind as somebody by a password, which is not empty.
@@ -237,81 +243,19 @@ class Connection:
             operation(*args, **options)
         except Exception as exc:
             raise self._failure(exc) from None
+        self._answered = True
         self.used_at = time.monotonic()
         return _result(self._ldap.result)
 
     def _failure(self, exc: Exception) -> ServerFailed:
         gone = self._socket.gone or isinstance(exc, LDAPSessionTerminatedByServerError)
-        if self._socket.problem:
-            return ServerFailed(self._socket.problem, gone=gone)
+        problem = self._socket.problem or ("closed by the server" if gone else "")
+        if gone and not self._answered and self._socket.plain:
+            problem += "; does this port expect ldaps://?"
+        if problem:
+            return ServerFailed(problem, gone=gone)
         # Neither the socket nor TLS: the answer cannot be read, which says nothing about answers to others.
-        down = gone or isinstance(exc, LDAPStartTLSError)
-        return ServerFailed("closed by the server" if gone else _reason(exc), down=down, gone=gone)
-
-
-class _BoundedSocket:
-    """What ldap3 sends to and reads from. Each operation is allowed some time and some octets."""
-
-    def __init__(self, connected: socket.socket) -> None:
-        self._socket = connected
-        self._deadline = 0.0
-        self._octets = 0
-        self.problem = ""  # what went wrong here, for the log
-        self.gone = False  # the other side had closed it
-
-    @property
-    def tls_version(self) -> str:
-        return (self._socket.version() or "") if isinstance(self._socket, ssl.SSLSocket) else ""
-
-    def allow(self, deadline: float) -> None:
-        """Begin an operation."""
-        self._deadline = deadline
-        self._octets = MAX_ANSWER_OCTETS
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def sendall(self, data: bytes) -> None:
-        try:
-            self._set_timeout()
-            self._socket.sendall(data)
-        except OSError as exc:
-            raise self._failed(exc) from None
-
-    def recv(self, size: int) -> bytes:
-        try:
-            self._set_timeout()
-            data = self._socket.recv(size)
-        except OSError as exc:
-            raise self._failed(exc) from None
-        self._octets -= len(data)
-        if self._octets < 0:
-            self.problem = f"its answer is larger than {MAX_ANSWER_OCTETS} octets"
-            raise OSError(self.problem)
-        if not data:
-            self.gone, self.problem = True, "closed by the server"
-        return data
-
-    def start_tls(self, context: ssl.SSLContext, host: str) -> None:
-        self._set_timeout()
-        self._socket = context.wrap_socket(self._socket, server_hostname=host)
-
-    def shutdown(self, how: int) -> None:
-        self._socket.shutdown(how)
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def _set_timeout(self) -> None:
-        seconds = self._deadline - time.monotonic()
-        if seconds <= 0:
-            raise TimeoutError
-        self._socket.settimeout(seconds)
-
-    def _failed(self, exc: OSError) -> OSError:
-        self.gone = isinstance(exc, (ConnectionError, ssl.SSLEOFError))
-        self.problem = "no answer in time" if isinstance(exc, TimeoutError) else str(exc) or type(exc).__name__
-        return OSError(self.problem)
+        return ServerFailed(_reason(exc), down=isinstance(exc, LDAPStartTLSError))
 
 
 class _VerifiedTls(ldap3.Tls):  # type: ignore[misc]
@@ -322,15 +266,22 @@ class _VerifiedTls(ldap3.Tls):  # type: ignore[misc]
         self._context = context
         self._host = host
         self._deadline = deadline
+        self.problem = ""  # ldap3 makes a text of the exception, and of that another
 
     def wrap_socket(self, connection: Any, do_handshake: bool = False) -> None:
         """ldap3 calls this for ldaps once it has connected, and for StartTLS once the server has said yes."""
         plain = connection.socket
-        if isinstance(plain, _BoundedSocket):
+        if isinstance(plain, BoundedSocket):
             plain.start_tls(self._context, self._host)
             return
         plain.settimeout(max(self._deadline - time.monotonic(), 0.001))
-        connection.socket = self._context.wrap_socket(plain, server_hostname=self._host)
+        try:
+            connection.socket = self._context.wrap_socket(plain, server_hostname=self._host)
+        except OSError as exc:
+            self.problem = handshake_problem(exc)
+            if isinstance(exc, (TimeoutError, ConnectionError, ssl.SSLEOFError)):
+                self.problem += "; perhaps the port speaks no TLS"
+            raise
 
 
 def _entry(found: Mapping[str, Any]) -> Entry:
@@ -375,6 +326,6 @@ def _reason(exc: Exception) -> str:
     if "timed out" in text:
         return "not connected in time"
     # ldap3 tells first where it was, then what happened: that is enough.
-    for prefix in ("socket connection error while opening: ", "socket ssl wrapping error: ", "wrap socket error: "):
+    for prefix in ("socket connection error while opening: ", "startTLS failed - "):
         text = text.removeprefix(prefix)
-    return text or type(exc).__name__
+    return _ERRNO.sub("", text) or type(exc).__name__

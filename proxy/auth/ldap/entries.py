@@ -49,7 +49,7 @@ class EntryReader:
         if "name" in self._attributes:
             given = self._single("name", entry)
             if given is None:
-                raise Misfit(f"the entry has no {self._attributes['name']}")
+                raise Misfit(f"the entry has no {self._attributes['name']} (attributes.name)")
             try:
                 name = self._rules.canonical(given)
             except Refused as refusal:

@@ -1,9 +1,9 @@
 """One server of a directory: who may ask it, in how many threads, over which connections.
 
 Theory of operation. A question is a plain function that talks to the server and blocks; it runs in a thread, with a
-pair of connections (`Lines`) of its own. At most `pool` threads run at once. A thread that nobody waits for any more
-keeps its slot until it ends, so a server that hangs holds `pool` threads and not one more; every socket operation has
-a deadline, so they do end. Those who wait for a slot are bounded in number, and by the time they have. The first
+pair of connections (`Connections`) of its own. At most `pool` threads run at once. A thread that nobody waits for any
+more keeps its slot until it ends, so a server that hangs holds `pool` threads and not one more; every socket operation
+has a deadline, so they do end. Those who wait for a slot are bounded in number, and by the time they have. The first
 operation that fails trips the breaker: whoever still waits is sent away as soon as a slot comes free, and whoever
 comes later at once.
 
@@ -13,6 +13,7 @@ has gone. Each of these steps is safe there: the breaker has a lock, and a deque
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from typing import Generic, TypeVar
 import trio
 
 from proxy.auth.ldap.breaker import Admission, BindPause, Breaker
-from proxy.auth.ldap.lines import Counters, Lines, Opener
+from proxy.auth.ldap.connections import Connections, Counters, Opener
 from proxy.auth.ldap.verdicts import ServerFailed
 from proxy.observe.log import get_logger
 from proxy.outcome import Refused
@@ -34,7 +35,7 @@ MAX_WAITING = 1000
 
 T = TypeVar("T")
 
-Question = Callable[[Lines], T]
+Question = Callable[[Connections], T]
 
 
 class LdapServer:
@@ -53,8 +54,9 @@ class LdapServer:
         self._limiter = trio.CapacityLimiter(pool)
         self._most_pending = pool + MAX_WAITING
         self._pending = 0
-        self._idle: deque[Lines] = deque()
+        self._idle: deque[Connections] = deque()
         self._closed = False
+        self._showing = threading.Lock()
 
     @property
     def up(self) -> bool:
@@ -96,12 +98,12 @@ class LdapServer:
         """Ask with new connections, whatever the breaker says and without telling it. None: no answer in time."""
 
         def run() -> T:
-            lines = self.new_lines()
-            lines.begin(time.monotonic() + seconds)
+            connections = self.new_connections()
+            connections.begin(time.monotonic() + seconds)
             try:
-                return question(lines)
+                return question(connections)
             finally:
-                lines.close()
+                connections.close()
 
         with trio.move_on_after(seconds):
             return await trio.to_thread.run_sync(run, limiter=self._limiter, abandon_on_cancel=True)
@@ -118,21 +120,21 @@ class LdapServer:
         """Why not to begin after all."""
         return ServerFailed(f"down: {self._breaker.reason}") if self._breaker.overtaken(admission) else None
 
-    def new_lines(self) -> Lines:
+    def new_connections(self) -> Connections:
         """A pair of connections, not open yet."""
-        return Lines(self._opener, self._service, self._operation_seconds, self._counters, self._bind_pause)
+        return Connections(self._opener, self._service, self._operation_seconds, self._counters, self._bind_pause)
 
-    def take_lines(self) -> Lines:
+    def take_connections(self) -> Connections:
         """The pair that was used last, or a new one."""
         try:
             return self._idle.pop()
         except IndexError:
-            return self.new_lines()
+            return self.new_connections()
 
-    def give_back(self, lines: Lines) -> None:
+    def give_back(self, connections: Connections) -> None:
         """The server has answered; the pair waits for the next question."""
         self._answered()
-        self._idle.append(lines)
+        self._idle.append(connections)
         if self._closed:
             self._close_idle()
 
@@ -141,22 +143,27 @@ class LdapServer:
         if not failure.down:
             self._answered()
         elif self._breaker.failed(admission, time.monotonic(), str(failure)):
-            self._counters.up.set(self._breaker.up)  # not 0: another thread may have been faster
+            self._show()
             log.warning("ldap.server_down", server=self.url, error=str(failure))
             self._close_idle()
 
     def _answered(self) -> None:
         if self._breaker.succeeded(time.monotonic()):
-            self._counters.up.set(self._breaker.up)
+            self._show()
             log.info("ldap.server_up", server=self.url)
+
+    def _show(self) -> None:
+        """In the metric. Read and set in one piece: of two threads the later one shows what is so."""
+        with self._showing:
+            self._counters.up.set(self._breaker.up)
 
     def _close_idle(self) -> None:
         while self._idle:
             try:
-                lines = self._idle.pop()
+                connections = self._idle.pop()
             except IndexError:  # another thread was faster
                 return
-            lines.close()
+            connections.close()
 
 
 class _Attempt(Generic[T]):
@@ -175,19 +182,19 @@ class _Attempt(Generic[T]):
         server = self._server
         if late := server.overtaken(self._admission):
             raise late
-        lines = server.take_lines()
-        lines.begin(self._deadline)
+        connections = server.take_connections()
+        connections.begin(self._deadline)
         try:
-            answer = self._question(lines)
+            answer = self._question(connections)
         except Refused:
-            server.give_back(lines)
+            server.give_back(connections)
             raise
         except ServerFailed as failure:
-            lines.close()
+            connections.close()
             server.failed(self._admission, failure)
             raise
         except BaseException:
-            lines.close()
+            connections.close()
             raise
-        server.give_back(lines)
+        server.give_back(connections)
         return answer

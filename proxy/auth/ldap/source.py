@@ -27,10 +27,10 @@ from typing import TypeVar
 import trio
 
 from proxy.auth.ldap.connection import Connector, Found, check_filter
+from proxy.auth.ldap.connections import Connections
 from proxy.auth.ldap.entries import Entry, EntryReader, Misfit
-from proxy.auth.ldap.lines import Lines
-from proxy.auth.ldap.names import Template
 from proxy.auth.ldap.server import LdapServer, Question
+from proxy.auth.ldap.template import Template, common_ancestor
 from proxy.auth.ldap.verdicts import (
     NO_SUCH_OBJECT,
     SIZE_LIMIT_EXCEEDED,
@@ -49,6 +49,7 @@ _ANY_ENTRY = "(objectClass=*)"
 # Before any keys were seen. RFC 7677 §4: 4096 are the least, and what directories make.
 _FIRST_GUESS = KeyShape(iterations=4096, salt_octets=16)
 _MOST_SHAPES = 16
+_MOST_SHOWN = 200  # characters of a filter in the log; what is filled in is escaped, so all of it can be read
 # A name that nobody has, for the filter to be tried with; RFC 2606 §2 keeps the domain from being anybody's.
 _NOBODY = "imap-porter-probe@porter.invalid"
 
@@ -90,6 +91,11 @@ class LdapSource:
         template = settings.user_dn if settings.search is None else settings.search.filter
         assert template is not None
         self._template = Template(template)
+        # Where the entries are that the service account reads; "": it reads none, or any place may be one's.
+        if self._search is not None:
+            self._base = self._search.base
+        else:
+            self._base = common_ancestor(template) if self._service_reads else ""
         if self._search is not None:
             try:
                 check_filter(self._template.fill(_NOBODY) or "")
@@ -130,7 +136,7 @@ class LdapSource:
         return await self._ask(partial(verify, filled, name, secret))
 
     async def probe(self) -> Sequence[Probe]:
-        """Connect to each server, bind as the service account, read where searches begin, and search for nobody."""
+        """Connect to each server, bind as the service account, read where entries are, and search for nobody."""
         found: list[Sequence[Probe]] = [()] * len(self._servers)
 
         async def try_server(number: int, server: LdapServer) -> None:
@@ -170,26 +176,31 @@ class LdapSource:
 
     # From here on: questions, in threads.
 
-    def _search_and_bind(self, text: str, name: str, secret: bytes, lines: Lines) -> Answer:
-        entry = self._find(lines, text)
+    def _search_and_bind(self, text: str, name: str, secret: bytes, connections: Connections) -> Answer:
+        entry = self._find(connections, text)
         if entry is None:
-            return NotMine()
-        raise_unless_bound(lines.bind(entry.dn, secret))
+            return self._not_found(text)
+        raise_unless_bound(connections.bind(entry.dn, secret))
         return self._identity(name, entry)
 
-    def _bind_by_name(self, dn: str, name: str, secret: bytes, lines: Lines) -> Answer:
-        raise_unless_bound(lines.bind(dn, secret))
+    def _bind_by_name(self, dn: str, name: str, secret: bytes, connections: Connections) -> Answer:
+        raise_unless_bound(connections.bind(dn, secret))
         if not self._reader.wanted:
             return Identity(name, self.name)
-        entry = self._read(lines, dn, as_user=not self._service_reads)
+        entry = self._read(connections, dn, as_user=not self._service_reads)
         if entry is None:
             raise Refused(Outcome.CONTACT_ADMIN, "the bind succeeded, but the entry cannot be read")
         return self._identity(name, entry)
 
-    def _find(self, lines: Lines, text: str) -> Entry | None:
+    def _not_found(self, text: str) -> NotMine:
+        assert self._search is not None
+        shown = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+        return NotMine(f"no entry under {self._search.base} for {shown}")
+
+    def _find(self, connections: Connections, text: str) -> Entry | None:
         """The one entry that a filter finds."""
         assert self._search is not None
-        found = lines.search(self._search.base, text, self._search.scope, self._reader.wanted)
+        found = connections.search(self._search.base, text, self._search.scope, self._reader.wanted)
         if len(found.entries) > 1 or found.result.code == SIZE_LIMIT_EXCEEDED:
             raise Refused(Outcome.UNAVAILABLE, "the name has more than one entry", person=True)
         # A base that is not there is no unknown name: it would make everybody unknown.
@@ -202,9 +213,9 @@ class LdapSource:
             raise Refused(Outcome.UNAVAILABLE, "the entry found has no name that could be bound as", person=True)
         return entry
 
-    def _read(self, lines: Lines, dn: str, *, as_user: bool) -> Entry | None:
+    def _read(self, connections: Connections, dn: str, *, as_user: bool) -> Entry | None:
         """The entry of a distinguished name, where it exists and may be read."""
-        search = lines.search_as_user if as_user else lines.search
+        search = connections.search_as_user if as_user else connections.search
         found = search(dn, _ANY_ENTRY, "base", self._reader.wanted)
         if found.result.code not in (SUCCESS, NO_SUCH_OBJECT):
             raise_failure("reading the entry", found.result, person=True)
@@ -216,7 +227,7 @@ class LdapSource:
         except Misfit as misfit:
             raise Refused(Outcome.CONTACT_ADMIN, f"the password is right, but {misfit}") from None
 
-    def _try_server(self, url: str, lines: Lines) -> list[Probe]:
+    def _try_server(self, url: str, connections: Connections) -> list[Probe]:
         rows: list[Probe] = []
         what, began = "connect", time.monotonic()
 
@@ -224,21 +235,22 @@ class LdapSource:
             rows.append(Probe(f"{url}: {what}", "", detail, time.monotonic() - began))
 
         try:
-            connection = lines.connect()
+            connection = connections.connect()
             try:
                 works(connection.tls_version)
                 if self._service_reads:
                     what, began = "bind", time.monotonic()
-                    lines.bind_service(connection)
+                    connections.bind_service(connection)
                     works("")
-                if self._search is not None:
+                if self._base:
                     what, began = "search", time.monotonic()
-                    base, scope, wanted = self._search.base, self._search.scope, self._reader.wanted
-                    _check_base(connection.search(base, _ANY_ENTRY, "base", (), lines.until()))
-                    works(base)
+                    _check_base(connection.search(self._base, _ANY_ENTRY, "base", (), connections.until()), self._base)
+                    works(self._base)
+                if self._search is not None:
                     what, began = "filter", time.monotonic()
+                    base, scope, wanted = self._search.base, self._search.scope, self._reader.wanted
                     text = self._template.fill(_NOBODY) or ""
-                    _check_nobody(connection.search(base, text, scope, wanted, lines.until()), text)
+                    _check_nobody(connection.search(base, text, scope, wanted, connections.until()), text)
                     works(text)
             finally:
                 connection.close()
@@ -276,8 +288,10 @@ class LdapAccountSource(LdapSource):
                 self._shapes[shape] += 1
         return account
 
-    def _account(self, filled: str, name: str, lines: Lines) -> Account | None:
-        entry = self._read(lines, filled, as_user=False) if self._search is None else self._find(lines, filled)
+    def _account(self, filled: str, name: str, connections: Connections) -> Account | None:
+        entry = (
+            self._read(connections, filled, as_user=False) if self._search is None else self._find(connections, filled)
+        )
         if entry is None:
             return None
         try:
@@ -294,11 +308,11 @@ def _check_utf8(password: bytes) -> None:
         raise ValueError("bind.password: not UTF-8") from None
 
 
-def _check_base(found: Found) -> None:
+def _check_base(found: Found, base: str) -> None:
     if found.result.code != SUCCESS:
-        raise ServerFailed(f"where searches begin: {found.result}")
+        raise ServerFailed(f"{base}, where entries are: {found.result}")
     if not found.entries:
-        raise ServerFailed("where searches begin: not there, or not to be read")
+        raise ServerFailed(f"{base}, where entries are: not there, or not to be read")
 
 
 def _check_nobody(found: Found, text: str) -> None:

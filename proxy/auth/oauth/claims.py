@@ -67,7 +67,7 @@ class ClaimRules:
         """For introspection, whose answer need not name it; of a JWT it is known to be right."""
         issuer = self._settings.issuer
         if issuer is not None and claims.get("iss", issuer) != issuer:
-            raise refused(f"issued by {shown(claims['iss'])}")
+            raise refused(f"issued by {shown(claims['iss'])}, not by {shown(issuer)}")
 
     def _check_audience(self, claims: Mapping[str, Any], introspected: bool) -> None:
         """One of the token's audiences has to be one of ours. Source: RFC 7519 §4.1.3, RFC 9068 §4."""
@@ -77,7 +77,7 @@ class ClaimRules:
             if not self._settings.scopes:
                 raise refused("introspection names no audience, and no scopes are set that would tell what it is for")
         elif not any(audience in audiences for audience in wanted):
-            raise refused(f"for the audience {shown(given)}")
+            raise refused(f"for the audience {shown(given)}, not for {' or '.join(wanted)} (audience)")
 
     def _check_times(self, claims: Mapping[str, Any], introspected: bool) -> float | None:
         """When it expires. Source: RFC 7519 §4.1.4 to §4.1.6."""
@@ -104,7 +104,7 @@ class ClaimRules:
         claim = self._settings.name_claim
         name = claims.get(claim)
         if not isinstance(name, str) or not name:
-            raise refused(f"no name in {claim}")
+            raise refused(f"there is no claim {claim} with a name in it (name_claim)")
         # Whoever may type an address into a form at the issuer would be the one it belongs to.
         if claim.lower() == "email" and claims.get("email_verified") is not True:
             raise refused("email is not verified")

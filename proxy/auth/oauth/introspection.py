@@ -39,7 +39,10 @@ class Asked(StrEnum):
 
 _log = get_logger()
 _introspections = metrics.counter(
-    "porter_oauth_introspections_total", "Tokens that the issuer was asked about.", source=None, outcome=None
+    "porter_oauth_introspections_total",
+    "Tokens that the issuer was asked about.",
+    source=None,
+    outcome=tuple(Asked),
 )
 
 

@@ -49,7 +49,10 @@ class Fetch(StrEnum):
 
 _log = get_logger()
 _fetches = metrics.counter(
-    "porter_oauth_key_fetches_total", "Fetches of an issuer's keys, discovery included.", source=None, outcome=None
+    "porter_oauth_key_fetches_total",
+    "Fetches of an issuer's keys, discovery included.",
+    source=None,
+    outcome=tuple(Fetch),
 )
 
 

@@ -80,7 +80,9 @@ class OAuthSource:
         # Before anything is said against it: the source it belongs to comes later.
         issuer = jwt.claims.get("iss")
         if issuer != self._issuer:
-            return NotMine(f"issued by {shown(issuer)}" if "iss" in jwt.claims else "it names no issuer")
+            if "iss" not in jwt.claims:
+                return NotMine("it names no issuer")
+            return NotMine(f"issued by {shown(issuer)}, not by {shown(self._issuer)}")
         jwt.check_header()
         if not await self._keys.verify(jwt):
             raise refused("the signature is not the issuer's")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _PLACEHOLDER = re.compile(r"\{(name|local|domain)\}")
+_RDN = re.compile(r"(?:\\.|[^\\,])+")  # RFC 4514 §2.1; a comma in a value is escaped
 _SAFE = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.-_@"
 _ESCAPED = tuple(chr(octet) if octet in _SAFE else f"\\{octet:02x}" for octet in range(256))
 
@@ -35,3 +36,10 @@ class Template:
             return None
         values = {"name": escape(name), "local": escape(local), "domain": escape(domain)}
         return "".join(values[part] if number % 2 else part for number, part in enumerate(self._parts))
+
+
+def common_ancestor(text: str) -> str:
+    """The nearest entry above everybody's, by the template of their distinguished names; "": they have none."""
+    rdns: list[str] = _RDN.findall(text)
+    own = max((number for number, rdn in enumerate(rdns) if _PLACEHOLDER.search(rdn)), default=-1)
+    return ",".join(rdns[own + 1 :]).strip()

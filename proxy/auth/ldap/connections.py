@@ -22,8 +22,8 @@ _OPERATIONS = metrics.counter(
     "porter_ldap_operations_total",
     "Operations at a directory server. no: a bind that was refused.",
     server=None,
-    operation=None,
-    outcome=None,
+    operation=("connect", "bind", "search"),
+    outcome=("ok", "no", "failed"),
 )
 
 # Shorter than what firewalls and directories usually allow: a connection that one of them has forgotten costs a
@@ -52,7 +52,7 @@ class Counters:
         )
 
 
-class Lines:
+class Connections:
     """The two connections a thread works with: one searches as the service account, the other binds as users.
 
     They are opened when they are needed and stay open. One that the server had closed while it was idle is opened
@@ -71,7 +71,7 @@ class Lines:
         self._service = service
         self._operation_seconds = operation_seconds
         self._counters = counters
-        self._bind_pause = bind_pause  # one for all lines to this server
+        self._bind_pause = bind_pause  # one for all connections to this server
         self._searcher: Connection | None = None
         self._binder: Connection | None = None
         self._deadline = 0.0
