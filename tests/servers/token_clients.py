@@ -20,8 +20,6 @@ from tests.servers.clients import HERE, LIMIT_SECONDS, maildir, run
 from tests.servers.porter import Door
 from tests.servers.programs import require, require_node_module
 
-OFFLINEIMAP_SECONDS = 20
-
 # A door, whose token, the token, a folder for the client alone, how many messages there are.
 Fetch = Callable[[Door, str, str, Path, int], list[bytes]]
 
@@ -35,6 +33,7 @@ class TokenClient:
     faithful: bool = True  # False: it writes header fields of its own into each copy
     # False: when a token is refused, by Dovecot too, mutt waits at its keyboard, and mbsync without end.
     gives_up: bool = True
+    ways: tuple[str, ...] = ("imaps", "starttls")  # the doors it can be relied on to find its way through
 
 
 def imapclient_fetch(mechanism: str, door: Door, name: str, token: str, folder: Path, count: int) -> list[bytes]:
@@ -117,22 +116,14 @@ def offlineimap_fetch(door: Door, name: str, token: str, folder: Path, count: in
         remoteuser = {name}
         auth_mechanisms = XOAUTH2
         oauth2_access_token = {token}
-        ssl = {"no" if door.starttls else "yes"}
-        starttls = {"yes" if door.starttls else "no"}
+        ssl = yes
+        starttls = no
         cert_fingerprint = {certificate.fingerprint(SHA256()).hex()}
         usecompression = yes
         folderfilter = lambda folder: folder == 'INBOX'
         """
     (folder / "offlineimaprc").write_text(textwrap.dedent(settings))
-    limited = ["timeout", "-s", "KILL", OFFLINEIMAP_SECONDS]
-    command = [*limited, require("offlineimap"), "-c", folder / "offlineimaprc", "-o"]
-    try:
-        run(command, HOME=str(folder))
-    except AssertionError as error:
-        # Its threads sometimes wait for each other for ever, with Dovecot alone too: on busy cores one run in thirty.
-        if "timeout ended with -9:" not in str(error):
-            raise
-        run(command, HOME=str(folder))
+    run([require("offlineimap"), "-c", folder / "offlineimaprc", "-o"], HOME=str(folder))
     return maildir(folder / "mail" / "INBOX")
 
 
@@ -175,7 +166,8 @@ CLIENTS: Mapping[str, TokenClient] = {
     "imapclient, OAUTHBEARER": TokenClient("OAUTHBEARER", partial(imapclient_fetch, "OAUTHBEARER")),
     "curl, OAUTHBEARER": TokenClient("OAUTHBEARER", curl_fetch),
     "mbsync, XOAUTH2": TokenClient("XOAUTH2", mbsync_fetch, gives_up=False),
-    "offlineimap, XOAUTH2": TokenClient("XOAUTH2", offlineimap_fetch),
+    # With STARTTLS its threads race: of 65 runs at Dovecot alone 26 hung, failed or crashed, of 65 with IMAPS none.
+    "offlineimap, XOAUTH2": TokenClient("XOAUTH2", offlineimap_fetch, ways=("imaps",)),
     "mutt, XOAUTH2": TokenClient("XOAUTH2", partial(mutt_fetch, "XOAUTH2"), faithful=False, gives_up=False),
     "mutt, OAUTHBEARER": TokenClient("OAUTHBEARER", partial(mutt_fetch, "OAUTHBEARER"), faithful=False, gives_up=False),
     "imapflow, XOAUTH2": TokenClient("XOAUTH2", partial(imapflow_fetch, "XOAUTH2")),
