@@ -12,6 +12,23 @@ from typing import Self
 from tests.servers.ports import LOOPBACK
 
 
+_used_ports: set[int] = set()
+
+
+def _unused_address() -> tuple[str, int]:
+    """A local address that no connection of this run has had before, since tests find their log lines by it.
+
+    The kernel gives the port of a closed connection out again, now and then at once.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.bind((LOOPBACK, 0))
+            host, port = probe.getsockname()
+        if port not in _used_ports:
+            _used_ports.add(port)
+            return host, port
+
+
 class Wire:
     """One connection. Every read has a limit: nothing here waits for ever."""
 
@@ -26,7 +43,7 @@ class Wire:
         cls, port: int, tls: ssl.SSLContext | None = None, *, seconds: float = 20, greeting: bool = True
     ) -> Self:
         """Connect to a loopback port, with TLS from the first octet where a context is given."""
-        connection = socket.create_connection((LOOPBACK, port), timeout=seconds)
+        connection = socket.create_connection((LOOPBACK, port), timeout=seconds, source_address=_unused_address())
         try:
             if tls is not None:
                 connection = tls.wrap_socket(connection, server_hostname="localhost")
