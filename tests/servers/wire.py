@@ -11,7 +11,6 @@ from typing import Self
 
 from tests.servers.ports import LOOPBACK
 
-
 _used_ports: set[int] = set()
 
 
