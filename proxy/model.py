@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from proxy.outcome import Outcome
 
@@ -46,6 +46,42 @@ class Identity:
         default=None, repr=False
     )  # the backend's password, where it is not the client's
     stale: bool = False  # from a cache, since the source could not be asked
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFacts:
+    """What was agreed on with a client, for backends that are told."""
+
+    version: str  # "TLSv1.3"
+    cipher: str  # OpenSSL's name
+    server_name: str = ""  # what the client asked for (RFC 6066 §3)
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """What a backend may be told of a client."""
+
+    client: Endpoint
+    local: Endpoint  # where the client connected to
+    session_id: str
+    tls: TlsFacts | None = None  # None: it came in clear
+    proxy_ttl: int = 5  # how many proxies there may still be on the way, the next one included
+    forward: Mapping[str, str] = field(default_factory=lambda: NO_ATTRIBUTES)  # of the identity's attributes
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an identity may live just now: what routing tells the ledger, which knows where it lives already.
+
+    All but `home`, `why` and `problem` is shared between many placements, and never changes.
+    """
+
+    home: str  # where it belongs; "": nowhere just now
+    why: Literal["override", "hash", "failover"]  # failover: `home` stands in for one that is down
+    joinable: Collection[str]  # where it may join sessions that it has there
+    sticky: Collection[str]  # where it may go back to a while after its last session; some of `joinable`
+    closed: Mapping[str, str] = field(default_factory=lambda: NO_ATTRIBUTES)  # backends not to be asked now, and why
+    problem: str = ""  # why there is no home
 
 
 @dataclass(frozen=True, slots=True)

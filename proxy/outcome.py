@@ -31,6 +31,7 @@ class Outcome(StrEnum):
     IDLE_TIMEOUT = "idle_timeout"
     TRY_LIMIT = "try_limit"
     DRAINED = "drained"
+    MOVED = "moved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ FAREWELLS: dict[Outcome, bytes] = {
     Outcome.EXPIRED: b"* BYE The token or certificate has expired; please log in again.\r\n",
     Outcome.BACKEND_CLOSED: b"* BYE [UNAVAILABLE] Mail server connection lost; please reconnect.\r\n",
     Outcome.DRAINED: b"* BYE Server is going down for maintenance; please reconnect.\r\n",
+    Outcome.MOVED: b"* BYE Your mailbox is being moved to another server; please reconnect.\r\n",
     Outcome.LIMIT: b"* BYE [LIMIT] Too many connections; try again later.\r\n",
     Outcome.UNAVAILABLE: b"* BYE [UNAVAILABLE] Temporarily unavailable; try again later.\r\n",
     Outcome.SERVER_BUG: b"* BYE [SERVERBUG] Internal error.\r\n",
@@ -88,13 +90,17 @@ class Refused(Exception):
         limit: str = "",
         wait_seconds: float = 0.0,
         person: bool = False,
+        silent: bool = False,
     ) -> None:
         super().__init__(outcome, detail)
         self.outcome = outcome
         self.detail = detail
-        self.step = step  # where a backend login stuck: connect tls greeting starttls capability id login
+        self.step = (
+            step  # where a backend login stuck: local queue resolve connect tls greeting starttls capability id login
+        )
         self.limit = limit  # which limit was reached, for the log and metrics
         self.wait_seconds = wait_seconds  # the client hears of it not before this much time has passed
+        self.silent = silent  # whoever was asked did not answer in time, or broke the connection off
         self.person = person  # the trouble is this account's; whoever was asked is well
 
     def __str__(self) -> str:

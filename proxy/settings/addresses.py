@@ -23,6 +23,7 @@ SCHEMES: dict[str, tuple[Security, int]] = {
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 # A name that ends so is read as an IPv4 address by resolvers: 127.1, 0x7f.1 (inet_aton(3)).
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses among IPv6 ones (RFC 4291 §2.5.5.2)
 _ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # RFC 4007 §11; an interface's name on Linux
 
 
@@ -101,6 +102,44 @@ def parse_host_and_port(text: str, default_port: int, example: str) -> Endpoint:
     return Endpoint(_checked_host(host, example), port or default_port)
 
 
+def parse_host_port(value: object) -> Endpoint:
+    """A host's name or address, and a port: "10.0.0.11:24".
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    example = 'e.g. "10.0.0.11:24" or "mail1.example.org:24"'
+    if not isinstance(value, str):
+        raise ValueError(f"expected a host and a port, {example}")
+    return parse_host_and_port(value, 24, example)
+
+
+def parse_name_server(value: object) -> Endpoint:
+    """The IP address of a name server, with or without a port: "10.96.0.10", "127.0.0.1:5353".
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    example = 'e.g. "10.96.0.10" or "127.0.0.1:5353"'
+    if isinstance(value, str) and _is_address(value):
+        return Endpoint(value, 53)
+    found = parse_host_and_port(value, 53, example) if isinstance(value, str) else None
+    if found is None or not _is_address(found.host):
+        raise ValueError(f"expected the IP address of a name server, {example}")
+    return found
+
+
+def parse_dns_name(value: object) -> str:
+    """A name to ask DNS for, in lower case; those of SRV records begin with underscores (RFC 2782).
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    if not isinstance(value, str) or not _is_name(value.removesuffix(".")):
+        raise ValueError("expected a domain name, e.g. dovecot.mail.svc.cluster.local")
+    return value.lower().removesuffix(".")
+
+
 def parse_network(value: object) -> Network:
     """A network in CIDR form: "10.0.0.0/8", "2001:db8::/32"; a single address is a network of one.
 
@@ -117,6 +156,22 @@ def parse_network(value: object) -> Network:
     address = ipaddress.ip_address(value.partition("/")[0])
     if address not in (network.network_address, None):
         raise ValueError(f'{value} has bits set behind its prefix; "{network}" is the network around it')
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+        ipv4 = ipaddress.ip_network((network.network_address.packed[12:], network.prefixlen - 96))
+        raise ValueError(f'nobody is there: clients by IPv4 are known by IPv4 addresses; write "{ipv4}"')
+    return network
+
+
+def parse_peer_network(value: object) -> Network:
+    """As parse_network; the network of those who are believed, so not everybody.
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    network = parse_network(value)
+    if not network.prefixlen:
+        # Security: then every client could say that it is somebody else.
+        raise ValueError(f'"{network}" is everybody, and whoever is there is believed; name the hosts in front')
     return network
 
 

@@ -5,18 +5,24 @@ A check runs when the sections it needs are sound, even if others are not, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+import ipaddress
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 
+from proxy.model import Endpoint
+from proxy.settings.addresses import Network
 from proxy.settings.certificates import pair_problem, read_certificates
 from proxy.settings.mistakes import Finding, Keys
-from proxy.settings.models import Settings
+from proxy.settings.models import BackendTls, LdapIdentity, Settings
 from proxy.settings.units import duration_text
 
 Check = Callable[[Settings], Iterator[Finding]]
 
 # Ways to log in at a backend that need nothing of what the client has shown.
 _WITHOUT_THE_SECRET = ("master", "authzid")
+# RFC 2971 §3.3: 30 octets a field, of which x-forward- takes 10, and 30 fields, of which the proxy itself uses six.
+_MOST_FORWARDED_CHARS = 20
+_MOST_FORWARDED = 24
 
 
 def cross_findings(settings: Settings, broken: Set[str]) -> Iterator[Finding]:
@@ -46,8 +52,26 @@ def _certificates_fit(settings: Settings) -> Iterator[Finding]:
             yield Finding(("tls", "certificates", index, problem[0]), problem[1])
 
 
-def _backend_ca_holds_certificates(settings: Settings) -> Iterator[Finding]:
-    yield from _ca_findings(("backends", "tls", "ca"), settings.backends.tls.ca)
+def _backend_tls_files_fit(settings: Settings) -> Iterator[Finding]:
+    places: list[tuple[Keys, BackendTls]] = [(("backends", "tls"), settings.backends.tls)]
+    places += [
+        (("backends", "servers", index, "tls"), server.tls)
+        for index, server in enumerate(settings.backends.servers)
+        if server.tls is not None
+    ]
+    for keys, tls in places:
+        yield from _ca_findings((*keys, "ca"), tls.ca)
+        if tls.certificate is not None and tls.private_key is not None:
+            problem = pair_problem(tls.certificate, tls.private_key)
+            if problem is not None:
+                yield Finding((*keys, problem[0]), problem[1])
+
+
+def _tls_is_spoken(settings: Settings) -> Iterator[Finding]:
+    for index, server in enumerate(settings.backends.servers):
+        if server.tls is not None and server.security == "none":
+            problem = f"there is no TLS with {server.url}; its URL begins with imaps:// or imap+starttls://"
+            yield Finding(("backends", "servers", index, "tls"), problem)
 
 
 def _identity_cas_hold_certificates(settings: Settings) -> Iterator[Finding]:
@@ -61,6 +85,25 @@ def _client_cas_hold_certificates(settings: Settings) -> Iterator[Finding]:
     for index, listener in enumerate(settings.listeners):
         if listener.client_certificates is not None:
             yield from _ca_findings(("listeners", index, "client_certificates", "ca"), listener.client_certificates.ca)
+
+
+def _fronts_are_let_in(settings: Settings) -> Iterator[Finding]:
+    for index, listener in enumerate(settings.listeners):
+        if listener.tls != "none":
+            continue
+        # Behind a balancer `id_address` is about who the header tells of, and the balancer is let in.
+        key = "id_address" if listener.proxy_protocol is None else "proxy_protocol"
+        fronts = listener.proxy_protocol or listener.id_address
+        if fronts is not None and not _overlap(fronts.trusted_networks, listener.trusted_networks):
+            problem = (
+                "whoever is there would be turned away: with tls: none these networks have to be among the listener's "
+                "own trusted_networks"
+            )
+            yield Finding(("listeners", index, key, "trusted_networks"), problem)
+
+
+def _overlap(some: Iterable[Network], others: Iterable[Network]) -> bool:
+    return any(one.overlaps(other) for one in some for other in others)
 
 
 def _ca_findings(keys: Keys, ca: Path | None) -> Iterator[Finding]:
@@ -96,8 +139,43 @@ def _servers_differ(settings: Settings) -> Iterator[Finding]:
 
 
 def _someone_is_placed(settings: Settings) -> Iterator[Finding]:
-    if not any(server.weight for server in settings.backends.servers):
-        yield Finding(("backends", "servers"), "every server has weight 0, so that no user could be placed")
+    backends = settings.backends
+    if backends.discovery is None and not any(server.weight and server.state == "up" for server in backends.servers):
+        yield Finding(("backends", "servers"), "every server has weight 0, drains or is down: no user could be placed")
+
+
+def _placed_where_there_is_something(settings: Settings) -> Iterator[Finding]:
+    """Overrides and tags name what exists. What DNS will name cannot be told here."""
+    backends, routing = settings.backends, settings.routing
+    if backends.discovery is not None:
+        return
+    names = {server.name for server in backends.servers}
+    for user, name in routing.overrides.items():
+        if name not in names:
+            problem = f'no such backend: "{name}"; backends.servers has {", ".join(sorted(names)[:5])}'
+            yield Finding(("routing", "overrides", user), problem)
+    tags = {server.tag for server in backends.servers}
+    for domain, tag in routing.tags.domains.items():
+        if tag not in tags:
+            yield Finding(("routing", "tags", "domains", domain), f'no server has the tag "{tag}"')
+
+
+def _attributes_are_forwarded(settings: Settings) -> Iterator[Finding]:
+    backends = settings.backends
+    first: dict[str, int] = {}
+    for index, name in enumerate(backends.forward_attributes):
+        taken = first.setdefault(name.lower(), index)
+        if taken != index:  # RFC 2971 §3.3: names of fields are the same in either case, and come once
+            problem = f'"{name}" would be the same field as forward_attributes[{taken}]'
+            yield Finding(("backends", "forward_attributes", index), problem)
+        if len(name) > _MOST_FORWARDED_CHARS or not name.isascii():
+            problem = f"the field x-forward-{name} would not fit into ID: {_MOST_FORWARDED_CHARS} ASCII characters"
+            yield Finding(("backends", "forward_attributes", index), problem)
+    if len(backends.forward_attributes) > _MOST_FORWARDED:
+        yield Finding(("backends", "forward_attributes"), f"too many for one ID command; {_MOST_FORWARDED} is the most")
+    ways = {backends.client_address} | {server.client_address for server in backends.servers}
+    if backends.forward_attributes and "id" not in ways:
+        yield Finding(("backends", "forward_attributes"), "belongs to client_address: id, which is not set")
 
 
 def _one_entry_is_one_person(settings: Settings) -> Iterator[Finding]:
@@ -175,6 +253,52 @@ def _certificates_are_enough(settings: Settings) -> Iterator[Finding]:
             yield Finding(("listeners", index, "client_certificates"), problem)
 
 
+def _deliveries_follow_sessions(settings: Settings) -> Iterator[Finding]:
+    """Postfix asks with a name alone. Where users are placed by what only a login tells, mail would go elsewhere."""
+    if all(listener.protocol != "socketmap" for listener in settings.listeners):
+        return
+    placing = {"name", "backend", settings.routing.tags.attribute}
+    for index, source in enumerate(settings.identity):
+        for kind, attributes in (
+            ("oauth", {} if source.oauth is None else source.oauth.attributes),
+            ("ldap", {} if source.ldap is None or _looks_names_up(source.ldap) else source.ldap.attributes),
+        ):
+            for key in sorted(placing & set(attributes)):
+                problem = (
+                    f"places users by what is known only when they log in, while a listener with protocol: socketmap "
+                    f"says where their mail goes; take {key} out, or look names up (ldap with search, or bind)"
+                )
+                yield Finding(("identity", index, kind, "attributes", key), problem)
+
+
+def _looks_names_up(ldap: LdapIdentity) -> bool:
+    return ldap.search is not None or ldap.bind is not None
+
+
+def _no_ring_of_one(settings: Settings) -> Iterator[Finding]:
+    for index, server in enumerate(settings.backends.servers):
+        for number, listener in enumerate(settings.listeners):
+            if _reaches(server.endpoint, listener.address):
+                problem = f"this is where listeners[{number}] of this proxy listens: a login would go round in a ring"
+                yield Finding(("backends", "servers", index, "url"), problem)
+                break
+
+
+def _reaches(backend: Endpoint, listener: Endpoint) -> bool:
+    """Whether connections to a backend would arrive at a listener, as far as the addresses themselves tell."""
+    if backend.port != listener.port:
+        return False
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if backend.host == "localhost" else backend.host)
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    listening = ipaddress.ip_address(listener.host)
+    if address == listening:
+        return True
+    return listening.is_unspecified and address.is_loopback and (listening.version == 6 or address.version == 4)
+
+
 def _separators_agree(settings: Settings) -> Iterator[Finding]:
     # Security: a name with the backend's separator in it would name another master user than ours.
     login, names = settings.backends.login, settings.names
@@ -207,12 +331,18 @@ def _sources_answer_in_time(settings: Settings) -> Iterator[Finding]:
 CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"listeners", "tls"}), _certificates_given),
     (frozenset({"tls"}), _certificates_fit),
-    (frozenset({"backends"}), _backend_ca_holds_certificates),
+    (frozenset({"backends"}), _backend_tls_files_fit),
+    (frozenset({"backends"}), _tls_is_spoken),
     (frozenset({"identity"}), _identity_cas_hold_certificates),
     (frozenset({"listeners"}), _client_cas_hold_certificates),
+    (frozenset({"listeners"}), _fronts_are_let_in),
     (frozenset({"listeners", "admin", "metrics"}), _addresses_differ),
     (frozenset({"backends"}), _servers_differ),
     (frozenset({"backends"}), _someone_is_placed),
+    (frozenset({"backends", "routing"}), _placed_where_there_is_something),
+    (frozenset({"backends"}), _attributes_are_forwarded),
+    (frozenset({"listeners", "identity", "routing"}), _deliveries_follow_sessions),
+    (frozenset({"listeners", "backends"}), _no_ring_of_one),
     (frozenset({"identity", "names"}), _one_entry_is_one_person),
     (frozenset({"identity"}), _issuers_differ),
     (frozenset({"identity"}), _backend_decides_last),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from proxy.settings.section import LIVE, NEW_SESSIONS, RESTART, Section, misplaced
-from proxy.settings.values import Domain, ExistingFile, ListenAddress, Network, Separator
+from proxy.settings.values import Delimiters, Domain, ExistingFile, ListenAddress, Network, PeerNetwork, Separator
 
 
 class ClientCertificates(Section):
@@ -31,6 +31,17 @@ class ClientCertificates(Section):
     )
 
 
+class TrustedPeers(Section):
+    """Who is believed."""
+
+    trusted_networks: Annotated[tuple[PeerNetwork, ...], Field(strict=False)] = Field(
+        min_length=1,
+        description="Where those are who may say who the client is.",
+        examples=[["10.0.0.0/8"]],
+        json_schema_extra=NEW_SESSIONS,
+    )
+
+
 class Listener(Section):
     """One address where clients arrive."""
 
@@ -45,10 +56,37 @@ class Listener(Section):
         examples=["implicit"],
         json_schema_extra=RESTART,
     )
+    protocol: Literal["imap", "socketmap"] = Field(
+        default="imap",
+        description="`imap`: mail clients. `socketmap`: Postfix asks where a user's mail is delivered, "
+        "`route alice@example.org`; only with `tls: none`.",
+        json_schema_extra=RESTART,
+    )
     trusted_networks: Annotated[tuple[Network, ...], Field(strict=False)] = Field(
         default=(),
         description="Only with `tls: none`, and required there: clients from elsewhere are refused.",
         json_schema_extra=NEW_SESSIONS,
+    )
+    domains: Annotated[tuple[Domain, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Only with `protocol: socketmap`: the domains whose mail is delivered to the backends; of others "
+        "nothing is known here. None named: all. Postfix asks about outgoing mail, too.",
+        examples=[["example.org"]],
+        json_schema_extra=RESTART,
+    )
+    proxy_protocol: TrustedPeers | None = Field(
+        default=None,
+        description="Connections from these networks begin with a PROXY header, v1 or v2, that says who the client is; "
+        "one without is closed. From elsewhere none is taken.",
+        examples=[{"trusted_networks": ["10.0.0.0/8"]}],
+        json_schema_extra=RESTART,
+    )
+    id_address: TrustedPeers | None = Field(
+        default=None,
+        description="Clients from these networks, a webmail server or another proxy, may say by IMAP ID, "
+        "`x-originating-ip`, who theirs is.",
+        examples=[{"trusted_networks": ["10.0.0.8/32"]}],
+        json_schema_extra=RESTART,
     )
     client_certificates: ClientCertificates | None = Field(
         default=None,
@@ -62,6 +100,14 @@ class Listener(Section):
             raise misplaced("tls", 'none needs trusted_networks, e.g. ["127.0.0.0/8"]; passwords pass in clear here')
         if self.tls != "none" and self.trusted_networks:
             raise misplaced("trusted_networks", f"belongs to tls: none; with tls: {self.tls} everyone may connect")
+        if self.protocol == "socketmap" and self.tls != "none":
+            raise misplaced("tls", "socketmap has no TLS: none, and trusted_networks")
+        if self.protocol == "socketmap" and self.proxy_protocol is not None:
+            raise misplaced("proxy_protocol", "belongs to protocol: imap")
+        if self.protocol == "socketmap" and self.id_address is not None:
+            raise misplaced("id_address", "belongs to protocol: imap")
+        if self.protocol != "socketmap" and self.domains:
+            raise misplaced("domains", "belongs to protocol: socketmap")
         if self.tls == "none" and self.client_certificates is not None:
             raise misplaced("client_certificates", "there are no certificates without TLS")
         return self
@@ -109,5 +155,11 @@ class Names(Section):
         default="*",
         description="A name that contains it is refused: backends read `name*master` as a login as somebody else. With "
         "`backends.login.method: master` it is the same as `backends.login.separator`.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+    recipient_delimiter: Delimiters = Field(
+        default="+",
+        description="Marks that part a name from an address extension when Postfix asks (`protocol: socketmap`): mail "
+        'for ann+list goes where ann is. "": none does.',
         json_schema_extra=NEW_SESSIONS,
     )

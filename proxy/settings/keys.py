@@ -77,9 +77,11 @@ def kind(field: FieldInfo) -> str:
 def _kind(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return next(item.kind for item in arguments if isinstance(item, Spelled))
+        return next((item.kind for item in arguments if isinstance(item, Spelled)), None) or _kind(arguments[0])
     if origin is Literal:
         return ", ".join(f"`{argument}`" for argument in arguments)
+    if origin is dict:
+        return f"{_kind(arguments[1])} by {_kind(arguments[0])}"
     if origin is tuple:
         return f"list of {_kind(arguments[0])}s"
     if origin in (Union, UnionType):

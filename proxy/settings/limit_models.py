@@ -49,6 +49,31 @@ class FailuresPerUser(Section):
     )
 
 
+class LoginsPerBackend(Section):
+    """Logins under way at one backend."""
+
+    at_once: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="How many of them a backend has to carry at a time.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+    waiting: int = Field(
+        default=1000,
+        ge=0,
+        le=1_000_000,
+        description="How many more may wait for their turn, at most `timeouts.backend_login`; others are told "
+        "UNAVAILABLE.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+    slow_start: Annotated[float, duration(least="0s", most="1h")] = Field(
+        default=30.0,
+        description="After a backend was down, `at_once` grows from a tenth to the whole within this time.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+
+
 class Limits(Section):
     """Bounds that keep one client, or one mistake, from taking everything."""
 
@@ -97,6 +122,11 @@ class Limits(Section):
     login_failures_per_user: FailuresPerUser = Field(
         default=FailuresPerUser(),
         description="Failed logins for one name from one network.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+    logins_per_backend: LoginsPerBackend = Field(
+        default=LoginsPerBackend(),
+        description="Logins under way at one backend.",
         json_schema_extra=NEW_SESSIONS,
     )
     exempt_networks: Annotated[tuple[Network, ...], Field(strict=False)] = Field(

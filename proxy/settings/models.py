@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from proxy.settings.backend_models import BackendLogin, Backends, BackendTls, Routing, Server
-from proxy.settings.client_models import Certificate, ClientCertificates, Listener, Names, Tls
+from proxy.settings.backend_models import BackendLogin, Backends, BackendTls, Routing, Server, State, Tags
+from proxy.settings.client_models import Certificate, ClientCertificates, Listener, Names, Tls, TrustedPeers
+from proxy.settings.discovery_models import Discovery, Health, ProbeLogin
 from proxy.settings.identity_models import (
     BackendIdentity,
     Cache,
@@ -26,9 +27,9 @@ from proxy.settings.identity_models import (
     LdapSearch,
     OAuthIdentity,
 )
-from proxy.settings.limit_models import FailuresPerAddress, FailuresPerUser, Limits
+from proxy.settings.limit_models import FailuresPerAddress, FailuresPerUser, Limits, LoginsPerBackend
 from proxy.settings.section import LIVE, NEW_SESSIONS, RESTART, Section
-from proxy.settings.values import Duration, ListenAddress, Version, Workers, duration
+from proxy.settings.values import Duration, ListenAddress, SocketPath, Version, Workers, duration
 
 __all__ = [
     "LIVE",
@@ -42,9 +43,11 @@ __all__ = [
     "Cache",
     "Certificate",
     "ClientCertificates",
+    "Discovery",
     "FailuresPerAddress",
     "FailuresPerUser",
     "FileIdentity",
+    "Health",
     "HttpIdentity",
     "IdentitySource",
     "Introspection",
@@ -54,16 +57,21 @@ __all__ = [
     "Limits",
     "Listener",
     "Log",
+    "LoginsPerBackend",
     "Metrics",
     "Names",
     "OAuthIdentity",
+    "ProbeLogin",
     "Relay",
     "Routing",
     "Section",
     "Server",
     "Settings",
+    "State",
+    "Tags",
     "Timeouts",
     "Tls",
+    "TrustedPeers",
 ]
 
 
@@ -118,12 +126,19 @@ class Relay(Section):
 
 
 class Admin(Section):
-    """The administrator's HTTP door. It serves `/livez` and `/readyz` in this version."""
+    """The administrator's doors: `/livez` and `/readyz` over HTTP, and commands on a unix socket."""
 
     address: ListenAddress | None = Field(
         default=None,
         description="Where it listens; null: nowhere.",
         examples=["127.0.0.1:9143"],
+        json_schema_extra=RESTART,
+    )
+    socket: SocketPath | None = Field(
+        default=None,
+        description="A unix socket for `imap-porter backends`, `drain`, `route` and the like; whoever may open it, the "
+        "proxy's own user and root, may do everything. null: none.",
+        examples=["/run/imap-porter/admin.sock"],
         json_schema_extra=RESTART,
     )
 

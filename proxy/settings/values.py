@@ -7,6 +7,7 @@ describes it in the JSON Schema. Python code that builds settings without a file
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
@@ -19,6 +20,10 @@ from pydantic_core import CoreSchema, core_schema
 from proxy.model import Endpoint
 from proxy.settings import addresses, units
 from proxy.settings.secret import Secret, read_secret
+
+_LONGEST_SOCKET_PATH = 107
+_LONGEST_NAME_BESIDE = 10  # with its "/": a socket is bound beside its path first, see admin/unix_socket.py
+_LONGEST_FAILOVER_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,31 @@ def existing_file(value: object, folder: Path) -> Path:
         raise ValueError(f'cannot be read: "{value}": {exc.strerror}') from None
 
 
+def socket_path(value: object, folder: Path) -> Path:
+    """An absolute path where a unix socket can be bound.
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("expected the path of a socket, e.g. /run/imap-porter/admin.sock")
+    path = Path(os.path.normpath(folder / value)).absolute()
+    if max(len(os.fsencode(path)), len(os.fsencode(path.parent)) + _LONGEST_NAME_BESIDE) > _LONGEST_SOCKET_PATH:
+        raise ValueError(f"longer than {_LONGEST_SOCKET_PATH} octets, the most that the kernel takes (unix(7))")
+    if not path.parent.is_dir():
+        raise ValueError(f'no such folder: "{path.parent}"')
+    if not _may_become_socket(path):
+        raise ValueError(f'there is something else, which is no socket: "{path}"')
+    return path
+
+
+def _may_become_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.lstat().st_mode)
+    except OSError:  # there is nothing, or whoever binds it will tell
+        return True
+
+
 def parse_version(value: object) -> int:
     if value != 1 or not isinstance(value, int) or isinstance(value, bool):
         raise ValueError("this program reads version 1 of the settings; write version: 1")
@@ -105,6 +135,15 @@ def parse_workers(value: object) -> int | Literal["auto"]:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1024:
         raise ValueError("expected auto or a number of processes between 1 and 1024")
     return value
+
+
+def parse_failover(value: object) -> float | Literal["never"]:
+    if value == "never":
+        return "never"
+    seconds = units.parse_duration(value)
+    if seconds > _LONGEST_FAILOVER_SECONDS:
+        raise ValueError(f"{value} is too long; 7d is the most, and never is another choice")
+    return seconds
 
 
 def parse_server_name(value: object) -> str:
@@ -124,6 +163,15 @@ def parse_separator(value: object) -> str:
         raise ValueError('expected 1 to 4 visible ASCII characters, e.g. "*"')
     if any(mark.isalnum() or mark in " @._-" for mark in value):
         raise ValueError(f'"{value}" occurs in ordinary names, which would then be refused; "*" is usual')
+    return value
+
+
+def parse_delimiters(value: object) -> str:
+    """Marks of which each parts a local part from its extension. None may stand in ordinary names."""
+    if not isinstance(value, str) or len(value) > 4 or not value.isascii() or not value.isprintable():
+        raise ValueError('expected up to 4 visible ASCII characters, e.g. "+"')
+    if any(mark.isalnum() or mark in " @._" for mark in value):
+        raise ValueError(f'"{value}" occurs in ordinary names, whose mail would then go astray; "+" is usual')
     return value
 
 
@@ -150,6 +198,15 @@ Workers = Annotated[
     ),
 ]
 Duration = Annotated[float, duration()]
+Failover = Annotated[
+    float | Literal["never"],
+    Spelled(
+        "`never` or duration",
+        lambda value, _: parse_failover(value),
+        lambda after: after if after == "never" else units.duration_text(after),
+        {"anyOf": [{"const": "never"}, {"type": "string", "pattern": units.DURATION_PATTERN}]},
+    ),
+]
 ListenAddress = Annotated[
     Endpoint,
     _text("address:port", addresses.parse_listen_address, pattern=r"^(\[[0-9A-Za-z:.%_-]+\]|[0-9.]+):[0-9]{1,5}$"),
@@ -158,9 +215,15 @@ BackendUrl = Annotated[
     addresses.BackendUrl,
     _text("URL", addresses.parse_backend_url, pattern=r"^(imap|imaps|imap\+starttls)://[^@/?#]+/?$"),
 ]
+HostPort = Annotated[Endpoint, _text("host:port", addresses.parse_host_port)]
+IpAddress = Annotated[Endpoint, _text("address", addresses.parse_name_server)]
+DnsName = Annotated[str, _text("domain", addresses.parse_dns_name)]
+SocketPath = Annotated[Path, Spelled("path", socket_path, str, {"type": "string", "minLength": 1})]
 Network = Annotated[IPv4Network | IPv6Network, _text("network", addresses.parse_network)]
+PeerNetwork = Annotated[IPv4Network | IPv6Network, _text("network", addresses.parse_peer_network)]
 Domain = Annotated[str, _text("domain", addresses.parse_domain)]
 ServerName = Annotated[str, _text("name", parse_server_name, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Delimiters = Annotated[str, _text("text", parse_delimiters, maxLength=4)]
 Separator = Annotated[str, _text("text", parse_separator, minLength=1, maxLength=4)]
 Text = Annotated[str, _text("text", parse_plain_text, minLength=1)]
 LoginName = Annotated[str, _text("text", parse_login_name, minLength=1)]

@@ -34,7 +34,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     issued.cert_chain_pems[0].write_to_path(folder / "tls.crt")
     issued.private_key_pem.write_to_path(folder / "tls.key")
     ca.cert_pem.write_to_path(folder / "clients-ca.pem")
-    for name in ("master.password", "ldap.password", "oauth.secret"):
+    for name in ("master.password", "ldap.password", "oauth.secret", "probe.password"):
         (folder / name).write_text("s3cret\n")
     return folder
 
@@ -114,6 +114,9 @@ def test_the_reference_shows_defaults(installed: Path) -> None:
     """Only what has no default, or none that could be shown, differs."""
     assert {each.key for each in differences(load(installed / REFERENCE.name))} == {
         "listeners[2].trusted_networks",
+        "listeners[3].protocol",
+        "listeners[3].trusted_networks",
+        "listeners[3].domains",
         "identity[1].ldap.bind.dn",
         "identity[1].ldap.bind.password",
         "identity[1].ldap.attributes",
@@ -121,11 +124,17 @@ def test_the_reference_shows_defaults(installed: Path) -> None:
         "identity[2].ldap.user_dn",
         "identity[3].oauth.issuer",
         "identity[3].oauth.scopes",
+        "routing.overrides",
+        "routing.tags.domains",
+        "backends.servers[0].tls.name",
+        "backends.servers[2].tag",
+        "backends.discovery.ordinal_names",
         "backends.tls.ca",
         "backends.login.method",
         "backends.login.name",
         "backends.login.password",
         "admin.address",
+        "admin.socket",
         "metrics.address",
     }
 

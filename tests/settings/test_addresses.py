@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.model import Endpoint
-from proxy.settings.addresses import parse_backend_url, parse_domain, parse_listen_address, parse_network
+from proxy.settings.addresses import (
+    parse_backend_url,
+    parse_domain,
+    parse_listen_address,
+    parse_network,
+    parse_peer_network,
+)
 
 LISTEN = [
     ("[::]:993", Endpoint("::", 993)),
@@ -150,6 +157,31 @@ def test_network_mistake(value: object) -> None:
 def test_bits_behind_the_prefix() -> None:
     with pytest.raises(ValueError, match=r'"10\.0\.0\.0/8" is the network around it'):
         parse_network("10.1.2.3/8")
+
+
+MAPPED = [
+    ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+    ("::ffff:c000:207", "192.0.2.7/32"),
+    ("::ffff:0:0/96", "0.0.0.0/0"),
+]
+
+
+@pytest.mark.parametrize("parse", [parse_network, parse_peer_network])
+@pytest.mark.parametrize(("text", "network"), MAPPED)
+def test_ipv4_is_written_as_such(parse: Callable[[object], object], text: str, network: str) -> None:
+    with pytest.raises(ValueError, match=f'^nobody is there: .*; write "{network}"$'):
+        parse(text)
+
+
+def test_what_is_around_ipv4_among_ipv6_is_a_network() -> None:
+    assert parse_network("::/80") == ipaddress.ip_network("::/80")
+    assert parse_peer_network("::/80") == ipaddress.ip_network("::/80")
+
+
+@pytest.mark.parametrize("text", ["::/0", "0.0.0.0/0"])
+def test_not_everybody_is_believed(text: str) -> None:
+    with pytest.raises(ValueError, match=f'^"{text}" is everybody, and whoever is there is believed'):
+        parse_peer_network(text)
 
 
 def test_domain_is_lower_case() -> None:

@@ -11,6 +11,35 @@ from proxy.cli.check import check
 from proxy.cli.schema import schema
 from proxy.settings.reference import schema_json
 
+SPECIAL = """
+version: 1
+listeners:
+  - {address: "[::]:993", tls: implicit, proxy_protocol: {trusted_networks: ["10.0.0.0/8"]},
+     id_address: {trusted_networks: ["10.0.0.8/32", "10.0.0.9/32"]}}
+  - {address: "127.0.0.1:4190", tls: none, protocol: socketmap, trusted_networks: ["127.0.0.0/8"],
+     domains: [example.org]}
+tls: {certificates: [{certificate: tls.crt, private_key: tls.key}]}
+identity: [{file: {path: users.yaml}}]
+backends:
+  client_address: id
+  servers:
+    - {name: d1, url: "imaps://10.0.0.11"}
+    - {name: d2, url: "imaps://10.0.0.12", weight: 2, tag: gold, state: drain, client_address: proxy_v2}
+    - {name: d3, url: "imaps://10.0.0.13", client_address: none}
+  discovery: {dns: dovecot.mail.example, scheme: imap, port: 10143, tag: gold, weight: 3}
+  health: {login: {name: probe, password: {file: master.password}}}
+admin: {socket: admin.sock}
+"""
+SPECIAL_ROWS = (
+    "listener [::]:993 tls implicit, PROXY header from 10.0.0.0/8, ID with an address from 10.0.0.8/32, 10.0.0.9/32",
+    "listener 127.0.0.1:4190 socketmap tls none, for example.org, only from 127.0.0.0/8",
+    "backend d1 imaps://10.0.0.11:993 weight 1, client address by id",
+    "backend d2 imaps://10.0.0.12:993 weight 2, pool gold, state drain, client address by proxy_v2",
+    "backend d3 imaps://10.0.0.13:993 weight 1",
+    "discovery dovecot.mail.example imap port 10143 weight 3, pool gold, client address by id",
+    "health login probe",
+)
+
 
 @pytest.fixture
 def good(folder: Path, minimal: str) -> Path:
@@ -42,6 +71,8 @@ def test_good_settings(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ["identity", "file", str(good.with_name("users.yaml"))] in rows
     assert ["login", "master"] in rows
     assert ["admin", "off"] in rows
+    assert ["admin", "socket", "off"] in rows
+    assert not any(row[:1] == ["discovery"] or row[:2] == ["health", "login"] for row in rows)
     assert ["metrics", "127.0.0.1:9142"] in rows
     assert ["timeouts.login", "90s", "2m"] in rows
     assert "mail.example.org, 192.0.2.1  ends " in out
@@ -56,14 +87,43 @@ def test_good_settings_as_json(good: Path, capsys: pytest.CaptureFixture[str]) -
     assert "s3cret" not in out
     document = json.loads(out)
     assert document["ok"] is True
-    listener = {"address": "[::]:993", "tls": "implicit", "trusted_networks": [], "client_certificates": None}
-    assert document["listeners"] == [listener]
+    assert document["listeners"] == [
+        {
+            "address": "[::]:993",
+            "tls": "implicit",
+            "protocol": "imap",
+            "trusted_networks": [],
+            "domains": [],
+            "proxy_protocol": None,
+            "id_address": None,
+            "client_certificates": None,
+        }
+    ]
     assert "connect" not in document
     assert document["certificates"][0]["names"] == ["mail.example.org", "192.0.2.1"]
     assert datetime.fromisoformat(document["certificates"][0]["not_after"]) > datetime.now(UTC)
-    assert document["backends"] == [{"name": "dovecot-1", "url": "imaps://10.0.0.11:993", "weight": 1}]
+    (backend,) = document["backends"]
+    assert (backend["name"], backend["url"], backend["weight"]) == ("dovecot-1", "imaps://10.0.0.11:993", 1)
     assert (document["admin"], document["metrics"]) == (None, "127.0.0.1:9142")
+    assert (document["admin_socket"], document["discovery"], document["health_login"]) == (None, None, None)
     assert {"key": "timeouts.login", "value": "90s", "default": "2m"} in document["differs"]
+
+
+def test_what_is_special(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good.write_text(SPECIAL)
+    assert check(good, False) == 0
+    out, _ = capsys.readouterr()
+    assert "s3cret" not in out
+    rows = [" ".join(line.split()) for line in out.splitlines()]
+    for row in SPECIAL_ROWS:
+        assert row in rows
+    assert f"admin socket {good.with_name('admin.sock')}" in rows
+    assert check(good, True) == 0
+    out, _ = capsys.readouterr()
+    assert "s3cret" not in out
+    document = json.loads(out)
+    assert (document["admin_socket"], document["health_login"]) == (str(good.with_name("admin.sock")), "probe")
+    assert (document["discovery"]["dns"], document["discovery"]["scheme"]) == ("dovecot.mail.example", "imap")
 
 
 def test_where_sources_stand(folder: Path, minimal: str, capsys: pytest.CaptureFixture[str]) -> None:

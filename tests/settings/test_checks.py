@@ -56,7 +56,7 @@ def test_names_of_servers_are_unique(mistakes: Mistakes, minimal: str) -> None:
 
 def test_someone_has_weight(mistakes: Mistakes, minimal: str) -> None:
     (found,) = mistakes(minimal.replace("dovecot-1,", "dovecot-1, weight: 0,"))
-    assert found == "8: backends.servers: every server has weight 0, so that no user could be placed"
+    assert found == "8: backends.servers: every server has weight 0, drains or is down: no user could be placed"
 
 
 @pytest.mark.parametrize("method", ["master", "authzid"])
