@@ -10,6 +10,9 @@ else one pretends to. So the time doesn't tell who is known.
 
 SCRAM and EXTERNAL show no secret. There the sources that know names without one are asked for the account; the
 mechanism, or TLS, has the proof.
+
+Deliveries show nothing but a name. The same sources are asked; but there an outage stands, whatever a later source
+would say. Mail can wait, and must not go where its owner's sessions don't.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from proxy.auth.source import (
     SCRAM_MECHANISMS,
     TOKEN_MECHANISMS,
     AccountSource,
+    FindingSource,
     HashingSource,
     IdentitySource,
     NotMine,
@@ -51,6 +55,7 @@ class Authenticator:
         self._rules = rules
         self._decoy_key = decoy_key
         self._accounts = tuple(source for source in sources if isinstance(source, AccountSource))
+        self._finders = tuple((source.name, _finder(source)) for source in self._accounts)
         self._by_mechanism: dict[str, list[IdentitySource]] = {}
         for source in sources:
             for mechanism in sorted(source.mechanisms):
@@ -111,6 +116,35 @@ class Authenticator:
             return found
         # An identity is not told: it must never come out of this, whatever is proven.
         return Account(Identity(name, ""), decoy_keys(name, self._decoy_key, self._pattern.usual_shape))
+
+    async def find(self, spelled: str) -> Identity | None:
+        """Whom a name belongs to, as far as it can be told without a secret. It proves nothing about whoever asks.
+
+        Returns:
+            None: nobody can have this name here. An identity without a source: there are sources that cannot tell
+            before they have seen a secret, so the name has to do.
+        Raises:
+            Refused: UNAVAILABLE: it can't be said now, or what is known of this name is at odds with the settings.
+        """
+        try:
+            name = self._rules.canonical(spelled)
+        except Refused:
+            return None
+        for source, find in self._finders:
+            began = time.monotonic()
+            try:
+                found = await find(name)
+            except Refused as refusal:
+                self._answers.heard(source, answers.UNAVAILABLE, time.monotonic() - began)
+                # A final no about a person, too: it doesn't say where that person's mail is.
+                detail = f"{source}: {refusal.detail}"
+                raise Refused(Outcome.UNAVAILABLE, detail, person=refusal.person) from None
+            kind = answers.NOT_MINE if found is None else answers.YES
+            self._answers.heard(source, kind, time.monotonic() - began)
+            if found is not None:
+                return found
+        all_can_tell = self._accounts and len(self._accounts) == len(self.sources)
+        return None if all_can_tell else Identity(name, "")
 
     async def _ask(self, credentials: Credentials, name: str, origin: Origin) -> Identity:
         mechanism = credentials.mechanism
@@ -201,6 +235,18 @@ class Authenticator:
             raise Refused(Outcome.AUTHORIZATION_FAILED, f"the authorization identity: {refusal.detail}") from None
         if canonical not in (name, identity.name):
             raise Refused(Outcome.AUTHORIZATION_FAILED, "the authorization identity is somebody else's")
+
+
+def _finder(source: AccountSource) -> Callable[[str], Awaitable[Identity | None]]:
+    """How a source is asked whom a name belongs to: what it remembers, or else the account."""
+    if isinstance(source, FindingSource):
+        return source.find
+
+    async def find(name: str) -> Identity | None:
+        account = await source.look_up(name)
+        return None if account is None else account.identity
+
+    return find
 
 
 def _proven(credentials: Credentials) -> tuple[str, Identity]:

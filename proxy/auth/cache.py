@@ -13,7 +13,11 @@ Equal questions at the same time are asked once: the first asker leads, the othe
 leaves (its client is gone) hands on: of those that wait, one asks again.
 
 Without a secret there is no question that could be told from another: SCRAM's proof, above all, is good once. That
-passes through untouched, as does what a source tells of names alone.
+passes through untouched, as does the account that SCRAM asks for by name.
+
+Whom a name belongs to, which deliveries ask, is remembered like a yes or a no, but apart from logins: mail to made-up
+names pushes out no answer to a password. Mail must go where sessions go: what a source answers to a login counts from
+then on, and what was remembered of that name is forgotten. A no is remembered for a moment alone, since mail bounces.
 """
 
 from __future__ import annotations
@@ -23,7 +27,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -41,6 +44,8 @@ from proxy.settings.identity_models import Cache
 RESULTS = ("hit", "negative", "miss", "shared", "stale")
 _REMEMBERED = frozenset({Outcome.AUTHENTICATION_FAILED, Outcome.AUTHORIZATION_FAILED, Outcome.EXPIRED})
 _DIGEST_OCTETS = 16
+_NAME = "name"  # the kind of a question that shows nothing but a name
+_MOST_SECONDS_UNKNOWN = 2.0  # for a burst of mail; who was added a moment ago must not miss any
 
 _QUESTIONS = metrics.counter(
     "porter_identity_cache_total",
@@ -50,7 +55,7 @@ _QUESTIONS = metrics.counter(
     result=RESULTS,
 )
 
-_Key = tuple[str, str, bytes]  # the secret's kind, the name, hash of the secret
+_Key = tuple[str, str, bytes]  # the secret's kind or _NAME, the name, hash of the secret
 _Told = Answer | Refused  # a Refused is told here, not raised: whoever asked gets one of his own
 _Kept = TypeVar("_Kept", Identity, NotMine | Refused)
 
@@ -100,7 +105,7 @@ class CachedSource:
         self._settings = settings
         self._key = key
         self._clock, self._unix_time = clock, unix_time
-        self._memory = _Memory()
+        self._forget_all()
         self._results = {result: NumberTally(_QUESTIONS.labels(source.name, result)) for result in RESULTS}
         METRICS.on_flush(self._flush)
 
@@ -118,7 +123,12 @@ class CachedSource:
         Raises:
             Refused: As the source does.
         """
-        ask = partial(self._source.authenticate, credentials, name, origin)
+
+        async def ask() -> Answer:
+            answer = await self._source.authenticate(credentials, name, origin)
+            self._overtake(name, answer)
+            return answer
+
         if not credentials.secret:
             return await ask()
         kind = "token" if credentials.mechanism in TOKEN_MECHANISMS else "password"
@@ -133,7 +143,17 @@ class CachedSource:
 
     def clear(self) -> None:
         """Forget everything: the source has changed. Answers that are on their way are not remembered."""
-        self._memory = _Memory()
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._memory = _Memory(self._settings.negative)
+        self._names = _Memory(min(self._settings.negative, _MOST_SECONDS_UNKNOWN))
+
+    def _overtake(self, name: str, told: Answer) -> None:
+        """A login has heard whose a name is: of that name, and of its owner's own, no older answer counts."""
+        self._names.forget((_NAME, name, b""))
+        if isinstance(told, Identity) and told.name != name:
+            self._names.forget((_NAME, told.name, b""))
 
     def _question(self, kind: str, name: str, credentials: Credentials) -> _Key:
         digest = blake2b(credentials.secret, digest_size=_DIGEST_OCTETS, key=self._key).digest()
@@ -142,7 +162,7 @@ class CachedSource:
     async def _tell(self, key: _Key, ask: Callable[[], Awaitable[Answer]], *, remember_not_mine: bool) -> _Told:
         """The answer: remembered, of an equal question under way, or asked for."""
         while True:
-            memory = self._memory
+            memory = self._names if key[0] == _NAME else self._memory
             if (remembered := self._recall(memory, key)) is not None:
                 return remembered
             if (flight := memory.flights.get(key)) is None:
@@ -156,6 +176,8 @@ class CachedSource:
         try:
             told = await _heard(ask)
             told = flight.told = self._judge(memory, key, told, began, remember_not_mine)
+            if flight.overtaken:
+                memory.forget(key)
         finally:
             del memory.flights[key]
             flight.landed.set()
@@ -171,7 +193,7 @@ class CachedSource:
                 return identity
         elif (no := memory.no.get(key)) is not None:
             answer, asked_at = no
-            if self._clock() - asked_at < self._settings.negative:
+            if self._clock() - asked_at < memory.negative:
                 memory.no.move_to_end(key)
                 self._count("negative")
                 return answer
@@ -187,11 +209,9 @@ class CachedSource:
         if isinstance(told, Identity):
             if self._settings.positive and told.verified and not told.stale:
                 self._remember(memory.yes, key, told, asked_at)
-        elif self._settings.negative and (
-            told.outcome in _REMEMBERED if isinstance(told, Refused) else remember_not_mine
-        ):
+        elif memory.negative and (told.outcome in _REMEMBERED if isinstance(told, Refused) else remember_not_mine):
             self._remember(memory.no, key, told, asked_at)
-            self._forget_old(memory.no, self._settings.negative)
+            self._forget_old(memory.no, memory.negative)
         return told
 
     def _stale(self, memory: _Memory, key: _Key, outage: Refused) -> _Told:
@@ -252,7 +272,7 @@ class _CachedHashingSource(CachedSource):
 
 
 class _CachedAccountSource(CachedSource):
-    """What is known of a name without a secret is asked for each time: a no to SCRAM is no verdict of the source's."""
+    """An account is asked for each time, since a no to SCRAM is no verdict of the source's; whose it is, is not."""
 
     _source: AccountSource
 
@@ -270,7 +290,26 @@ class _CachedAccountSource(CachedSource):
         Raises:
             Refused: As the source does.
         """
-        return await self._source.look_up(name)
+        account = await self._source.look_up(name)
+        if account is not None:
+            self._overtake(name, account.identity)
+        return account
+
+    async def find(self, name: str) -> Identity | None:
+        """Whom a canonical name belongs to, so said the source; None: not mine.
+
+        Raises:
+            Refused: As look_up() does.
+        """
+
+        async def ask() -> Answer:
+            account = await self._source.look_up(name)
+            return NotMine() if account is None else account.identity
+
+        told = await self._tell((_NAME, name, b""), ask, remember_not_mine=True)
+        if isinstance(told, Refused):
+            raise _afresh(told)
+        return None if isinstance(told, NotMine) else told
 
 
 class _HashingAccountSource(HashingSource, AccountSource, Protocol):
@@ -286,22 +325,31 @@ class _CachedHashingAccountSource(_CachedHashingSource, _CachedAccountSource):
 class _Flight:
     """A question under way."""
 
-    __slots__ = ("landed", "told")
+    __slots__ = ("landed", "overtaken", "told")
 
     def __init__(self) -> None:
         self.landed = trio.Event()
         self.told: _Told | None = None  # still None when landed: the leader left
+        self.overtaken = False  # a newer answer came meanwhile: whoever waits may have this one, nobody later
 
 
 class _Memory:
     """Answers with the times they were asked for, those used longest ago first, and the questions under way."""
 
-    __slots__ = ("flights", "no", "yes")
+    __slots__ = ("flights", "negative", "no", "yes")
 
-    def __init__(self) -> None:
+    def __init__(self, negative: float) -> None:
+        self.negative = negative  # for how many seconds a no counts
         self.yes: OrderedDict[_Key, tuple[Identity, float]] = OrderedDict()
         self.no: OrderedDict[_Key, tuple[NotMine | Refused, float]] = OrderedDict()
         self.flights: dict[_Key, _Flight] = {}
+
+    def forget(self, key: _Key) -> None:
+        """Yes and no, and what is on its way."""
+        self.yes.pop(key, None)
+        self.no.pop(key, None)
+        if (flight := self.flights.get(key)) is not None:
+            flight.overtaken = True
 
 
 async def _heard(ask: Callable[[], Awaitable[Answer]]) -> _Told:

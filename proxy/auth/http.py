@@ -214,7 +214,7 @@ def _wait_seconds(fields: Mapping[bytes, bytes]) -> float:
 
 
 def _backend(fields: Mapping[bytes, bytes]) -> str | None:
-    """The backend that the service names, as the router knows it; None: none.
+    """The backend that the service names, as placement knows it; None: none.
 
     Raises:
         Refused: UNAVAILABLE, it is no host and port. Not by hash then: a mailbox would be made where its owner's mail

@@ -104,3 +104,16 @@ class AccountSource(IdentitySource, Protocol):
             Refused: UNAVAILABLE, or another final answer about this person.
         """
         ...
+
+
+@runtime_checkable
+class FindingSource(AccountSource, Protocol):
+    """A source that remembers whom names belong to."""
+
+    async def find(self, name: str) -> Identity | None:
+        """Whom a canonical name belongs to, as look_up() said it now or a while ago; None: not mine.
+
+        Raises:
+            Refused: As look_up() does.
+        """
+        ...

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from proxy.auth.authenticator import Authenticator
+from proxy.auth.cache import cached
 from proxy.auth.ldap.source import LdapAccountSource, LdapSource, ldap_source
 from proxy.auth.names import NameRules
 from proxy.auth.scram_keys import make_scram_keys, scram_text
@@ -20,7 +22,7 @@ from proxy.auth.source import NotMine
 from proxy.model import Credentials, Endpoint, Identity, KeyShape, Origin
 from proxy.observe.metrics import exposition
 from proxy.outcome import Outcome, Refused
-from proxy.settings.identity_models import LdapBind, LdapIdentity, LdapSearch
+from proxy.settings.identity_models import Cache, LdapBind, LdapIdentity, LdapSearch
 from proxy.settings.identity_values import parse_ldap_url
 from proxy.settings.models import Names
 from proxy.settings.secret import Secret
@@ -414,6 +416,45 @@ async def test_accounts_by_name_of_the_entry(make: Make) -> None:
     assert account is not None
     assert account.identity == Identity(ALICE, "ldap", "alice.backend.example")
     assert await source.look_up("nobody@test.example") is None
+
+
+WHOSE: list[tuple[dict[str, Any], str, Identity | Outcome | None]] = [
+    # the settings, a name, whose it is: SCRAM keys are mapped nowhere
+    ({"attributes": {"backend": "mailHost"}}, ALICE, Identity(ALICE, "ldap", "alice.backend.example")),
+    ({"attributes": {"backend": "mailHost"}}, "Alice", Identity(ALICE, "ldap", "alice.backend.example")),
+    ({"attributes": {"tag": "l"}}, "many@test.example", Identity("many@test.example", "ldap", None, {"tag": "a,b"})),
+    ({"search": BY_UID, "attributes": {"name": "mail"}}, OTHER, HERE),
+    ({"search": BY_UID}, OTHER, None),
+    ({}, "nobody@test.example", None),
+    ({"user_dn": USER_DN, "attributes": {"backend": "mailHost"}}, ALICE,
+        Identity(ALICE, "ldap", "alice.backend.example")),
+    ({"user_dn": USER_DN}, "nobody@test.example", None),
+    # Nobody but the person could read the entry, so the name has to do.
+    ({"user_dn": USER_DN, "bind": None, "attributes": {"backend": "mailHost"}}, ALICE, Identity(ALICE, "")),
+    ({"user_dn": USER_DN, "bind": None}, "nobody@test.example", Identity("nobody@test.example", "")),
+    ({}, "twice@test.example", OUT),
+    ({"search": BY_UID, "attributes": {"name": "mail"}}, "nameless", OUT),
+    ({"search": LdapSearch(base=f"ou=nowhere,{SUFFIX}", filter="(mail={name})")}, ALICE, OUT),
+    # Anonymous, which this directory lets read nothing: a base that can't be seen makes nobody unknown.
+    ({"bind": None}, ALICE, OUT),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+@pytest.mark.parametrize(("settings", "name", "expected"), WHOSE)
+async def test_whose_a_name_is(
+    settings: dict[str, Any], name: str, expected: Identity | Outcome | None, remembered: bool, make: Make
+) -> None:
+    source = make(**settings)
+    rules = NameRules(Names(default_domain="test.example"))
+    authenticator = Authenticator([cached(source, Cache()) if remembered else source], rules)
+    for _ in range(2):
+        found: Identity | Outcome | None
+        try:
+            found = await authenticator.find(name)
+        except Refused as refusal:
+            found = refusal.outcome
+        assert found == expected
 
 
 NOBODY = "(&(objectClass=inetOrgPerson)(mail=imap-porter-probe@porter.invalid))"
