@@ -53,9 +53,11 @@ _ONE_LINE = LoginCommand([])  # what a command is that expects no continuation r
 
 @dataclass(frozen=True, slots=True)
 class BackendAnswered:
-    """The last event of a probe: the capabilities before any login. LOGOUT is in data_to_send()."""
+    """The last event of a probe: what the backend told before any login. LOGOUT is in data_to_send()."""
 
     capability: tuple[bytes, ...]
+    greeting: bytes  # its text, without the response code
+    identification: bytes  # what it answered to ID (RFC 2971 §3.2); b"": it was not asked, or said nothing
 
 
 DialogueEvent = ClientEvent | BackendAnswered
@@ -65,7 +67,10 @@ class BackendDialogue:
     """One login at one backend. The last event is BackendLoggedIn or BackendRefused; octets behind it are not taken."""
 
     def __init__(self, login: BackendLogin, *, max_line_bytes: int = 8192) -> None:
-        self.step = "greeting"  # greeting, starttls, capability, id, login: where it stands
+        # Where it stands: greeting, starttls, capability, id, login. A login stands at the last two from when its
+        # command is due, not before: whoever loses it there cannot know whether it has come to be.
+        self.step = "greeting"
+        self._step_before_login = ""  # as long as its command is due and has not been handed out
         self._login = login
         self._max_line_bytes = max_line_bytes
         self._reader = Reader()
@@ -77,6 +82,8 @@ class BackendDialogue:
         self._commands = 0
         self._lines = 0
         self._literal_bytes = 0
+        self._greeting_text = b""
+        self._identification = b""
         self._listed: tuple[bytes, ...] = ()  # the last capability list that counts; (): the backend did not say
         self._notes: list[bytes] = []
         self._dialogue = self._converse()
@@ -102,7 +109,7 @@ class BackendDialogue:
         except LineTooLong:
             event = self._refused(Outcome.UNAVAILABLE, f"a line is longer than {self._max_line_bytes} octets")
         except EndOfData:
-            event = self._refused(Outcome.UNAVAILABLE, self._how_it_closed())
+            event = self._refused(Outcome.UNAVAILABLE, self._how_it_closed(), closed=True)
         self._finished = True
         self._reader.rest()
         return event
@@ -111,6 +118,7 @@ class BackendDialogue:
         """What is due to the backend; each octet is handed out once."""
         data = bytes(self._outgoing)
         self._outgoing.clear()
+        self._step_before_login = ""
         return data
 
     def tls_established(self) -> None:
@@ -119,13 +127,16 @@ class BackendDialogue:
         self._plaintext_left = len(self._reader) > 0
         self._secure = True
 
-    def _refused(self, outcome: Outcome, detail: str) -> BackendRefused:
+    def _refused(self, outcome: Outcome, detail: str, *, closed: bool = False) -> BackendRefused:
         self._outgoing.clear()
-        return BackendRefused(outcome, self.step, detail[:MAX_DETAIL_CHARS])
+        return BackendRefused(outcome, self._stands(), detail[:MAX_DETAIL_CHARS], closed)
+
+    def _stands(self) -> str:
+        return self._step_before_login or self.step
 
     def _how_it_closed(self) -> str:
-        detail = f"the backend closed the connection at step {self.step}"
-        if self.step == "login" and self._login.mechanism:
+        detail = f"the backend closed the connection at step {self._stands()}"
+        if self._stands() == "login" and self._login.mechanism:
             # Dovecot closes on more than 8192 octets of base64 and CR, by whichever way they come (seen with 2.3.19).
             detail += f", sent a token of {len(self._login.secret)} octets"
         return detail
@@ -141,20 +152,20 @@ class BackendDialogue:
         identified = self._send(id_command(login.id_fields)) if login.id_fields else b""
         if asked:
             yield from self._capability(asked)
-        self.step = "login"
+        before, self.step = self.step, "login"
         command = choose_command(login, self._offered())
         first, *rest = command.pieces
-        tag = b"" if rest else self._send(first)  # what waits for a continuation request leaves alone, below
+        tag = b"" if rest else self._send_login(first, before)  # what waits for a continuation request leaves below
         if identified:
-            self.step = "id"
+            self.step = "id" if tag else "capability"
             yield from self._answer(identified)  # RFC 2971 §3: informational; NO and BAD change nothing
         self.step = "login"
         self._listed = ()  # what counts from here on is what the backend can do for us once logged in
-        word, text = yield from self._answer(tag or self._send(first), command)
+        word, text = yield from self._answer(tag or self._send_login(first, before), command)
         if word != b"OK":
             raise self._login_refusal(word, text)
         if not self._listed:
-            self.step = "capability"
+            # It is this user's session that answers, or does not: the step stays.
             yield from self._answer(self._send(b"CAPABILITY"))  # a NO leaves the list empty: it did not say
         return BackendLoggedIn(self._listed, tuple(self._notes), self._reader.rest())
 
@@ -174,6 +185,7 @@ class BackendDialogue:
             raise self._refusal("no IMAP greeting", line)
         if word != b"OK":
             raise self._refusal("a greeting that refuses", line)
+        self._greeting_text = text
         self._take_code(response, text)
 
     def _start_tls(self) -> Generator[DialogueEvent | None, None, None]:
@@ -196,6 +208,7 @@ class BackendDialogue:
         if self._plaintext_left:
             raise Refusal(Outcome.UNAVAILABLE, "octets in clear behind the OK to STARTTLS")
         self._listed = ()
+        self._identification = b""
         self._notes.clear()
 
     def _capability(self, tag: bytes) -> Generator[None, None, None]:
@@ -213,6 +226,10 @@ class BackendDialogue:
         tag = b"p%d" % self._commands
         self._outgoing += b"%s %s\r\n" % (tag, command)
         return tag
+
+    def _send_login(self, command: bytes, step_before: str) -> bytes:
+        self._step_before_login = step_before
+        return self._send(command)
 
     def _line(self) -> Generator[None, None, bytes]:
         if self._lines == MAX_LINES:
@@ -265,6 +282,8 @@ class BackendDialogue:
             yield from self._skip_literals(literal)
         elif word == b"CAPABILITY":
             self._listed = capability.parse(text)
+        elif word == b"ID":
+            self._identification = text
 
     def _skip_literals(self, literal: LiteralHeader | None) -> Generator[None, None, None]:
         """The rest of a response that has literals in it (RFC 9051 §4.3)."""
@@ -309,7 +328,7 @@ class BackendDialogue:
 
 
 class BackendProbe(BackendDialogue):
-    """The same without a login: up to the capability list, then LOGOUT. Its last event is BackendAnswered.
+    """The same without a login: up to the capability list and ID, then LOGOUT. Its last event is BackendAnswered.
 
     `login` says which login would follow: a backend that offers no way for it refuses the probe. Its secret is empty.
     """
@@ -320,14 +339,22 @@ class BackendProbe(BackendDialogue):
             yield from self._capability(self._send(b"CAPABILITY"))
         self.step = "login"
         choose_command(self._login, self._offered())
+        if self._login.id_fields:
+            self.step = "id"
+            yield from self._answer(self._send(id_command(self._login.id_fields)))
         self._send(b"LOGOUT")
-        return BackendAnswered(self._listed)
+        return BackendAnswered(self._listed, _without_code(self._greeting_text), self._identification)
 
 
 def _status(response: bytes) -> tuple[bytes, bytes]:
     """A response's first word in upper case, and what follows it."""
     word, _, text = response.partition(b" ")
     return word.upper(), text
+
+
+def _without_code(text: bytes) -> bytes:
+    """The part of a status response's text that is for people."""
+    return text.partition(b"]")[2].strip() if text.startswith(b"[") else text
 
 
 def _code(text: bytes) -> tuple[bytes, bytes]:

@@ -10,6 +10,7 @@ from proxy.imap.grammar import MAX_ID_FIELD_BYTES, MAX_ID_PAIRS, MAX_ID_VALUE_BY
 MAX_LITERAL_MINUS_BYTES = 4096  # RFC 7888 §5: the longest non-synchronizing literal with LITERAL-
 # Every server takes lines of 8192 octets (RFC 7162 §4); this leaves room for tag and line end.
 MAX_COMMAND_BYTES = 8160
+_TAG_BYTES = 20
 
 # For bytes.translate(): all but printable ASCII becomes "?".
 PRINTABLE = bytes(octet if 0x20 <= octet < 0x7F else ord("?") for octet in range(256))
@@ -58,13 +59,26 @@ def oauthbearer_response(name: str, token: bytes) -> bytes:
 
 
 def id_command(fields: tuple[tuple[str, str], ...]) -> bytes:
-    """ID within the bounds of RFC 2971 §3.3; an empty value is NIL."""
-    parameters = []
-    for name, value in fields[:MAX_ID_PAIRS]:
-        parameters.append(quote(name.encode("ascii", "replace")[:MAX_ID_FIELD_BYTES].translate(PRINTABLE)))
-        octets = value.encode("ascii", "replace")[:MAX_ID_VALUE_BYTES].translate(PRINTABLE)
-        parameters.append(quote(octets) if octets else b"NIL")
-    return b"ID (" + b" ".join(parameters) + b")"
+    """ID within the bounds of RFC 2971 §3.3 and of a line; an empty value is NIL.
+
+    A field that does not fit is left out: half a value would be another one. The first ones come first, in their order.
+    Dovecot's authentication process breaks on more than 16 KB of them.
+    """
+    parameters: list[bytes] = []
+    left = MAX_COMMAND_BYTES - _TAG_BYTES - len(b"ID ()")
+    for name, value in fields:
+        if len(name) > MAX_ID_FIELD_BYTES or len(value) > MAX_ID_VALUE_BYTES:
+            continue
+        octets = _printable(value)
+        pair = quote(_printable(name)) + b" " + (quote(octets) if octets else b"NIL")
+        if len(parameters) < MAX_ID_PAIRS and len(pair) < left:
+            left -= len(pair) + 1
+            parameters.append(pair)
+    return b"ID (" + b" ".join(parameters) + b")" if parameters else b"ID NIL"
+
+
+def _printable(text: str) -> bytes:
+    return text.encode("ascii", "replace").translate(PRINTABLE)
 
 
 def _bearer(token: bytes) -> bytes:

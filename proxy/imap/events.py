@@ -76,6 +76,7 @@ class BackendRefused:
     outcome: Outcome
     step: str  # greeting, starttls, capability, id, login
     detail: str
+    closed: bool = False  # it did not say so: it closed the connection
 
 
 ClientEvent = BackendStartTls | BackendLoggedIn | BackendRefused

@@ -182,16 +182,19 @@ class Arguments:
         raise BadSyntax("Unterminated quoted string.")
 
 
-def check_id(arguments: Arguments) -> None:
-    """Read the parameters of ID: NIL, or pairs of a field and its value, within their bounds (RFC 2971 §3.3).
+def read_id(arguments: Arguments) -> dict[str, str]:
+    """The parameters of ID: NIL, or pairs of a field and its value, within their bounds (RFC 2971 §3.3).
+
+    Gives the fields that have a value, their names in lower case; what is no UTF-8 is replaced.
 
     Raises:
         BadSyntax: They are malformed, too many or too long.
     """
+    fields: dict[str, str] = {}
     if not arguments.accept(b"("):
         if arguments.nstring() is not None:
             raise BadSyntax("Missing or malformed arguments.")
-        return
+        return fields
     pairs = 0
     while not arguments.accept(b")"):
         if pairs == MAX_ID_PAIRS:
@@ -203,4 +206,7 @@ def check_id(arguments: Arguments) -> None:
         value = arguments.nstring()
         if len(field) > MAX_ID_FIELD_BYTES or (value is not None and len(value) > MAX_ID_VALUE_BYTES):
             raise BadSyntax("ID parameter too long.")
+        if value is not None:
+            fields[field.lower().decode("utf-8", "replace")] = value.decode("utf-8", "replace")
         pairs += 1
+    return fields

@@ -43,7 +43,7 @@ from proxy.imap.command_stream import (
     Tally,
 )
 from proxy.imap.commands import AFTER_UID, COMPRESS, REFUSED_AFTER_LOGIN, UID, lines_without_arguments
-from proxy.imap.literals import TOO_LARGE, literal_size, may_announce_literal
+from proxy.imap.literals import NO_LITERAL, TOO_LARGE, literal_size, may_announce_literal
 
 __all__ = ["BLIND_REASONS", "LINE_START", "MAX_PENDING", "Observer", "Refusal", "State", "Tally"]
 
@@ -108,6 +108,25 @@ class Observer(CommandStream):
     def logged_out(self) -> bool:
         """The last command was LOGOUT and has its answer: what ends now was asked to."""
         return self._tag is None and self._more is None and self._name == "LOGOUT"
+
+    def says_bye(self, data: bytes) -> bool:
+        """Whether a whole line of these octets, which are still to be observed, is an untagged BYE.
+
+        Literals don't count: a mail may hold such a line. Where the octets begin inside a response it is not found.
+        """
+        at, continued = 0, False
+        while self._back is None and (after := data.find(b"\n", at) + 1):
+            if not continued and data.startswith(b"* BYE", at):
+                return True
+            line = data[at:after]
+            size = NO_LITERAL
+            if line.endswith(b"}\r\n") and (continued or may_announce_literal(line)):
+                size = literal_size(line)
+            if size == TOO_LARGE:
+                return False
+            continued = size >= 0
+            at = after + max(size, 0)
+        return False
 
     # --- from the client ---
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from proxy.imap import responses
 from proxy.imap.capability import before_login
+from proxy.imap.command_text import BAD_CHARACTER, NO_LITERAL, CommandText
 from proxy.imap.events import (
     ExchangeBrokenOff,
     Gone,
@@ -30,17 +31,9 @@ from proxy.imap.events import (
     StartTls,
 )
 from proxy.imap.exchange import Exchange
-from proxy.imap.grammar import Arguments, BadSyntax, LiteralHeader, check_id, decode_base64, is_tag, split_literal
-from proxy.imap.reader import EndOfData, LineTooLong, Reader
-from proxy.imap.strangers import (
-    DEFAULT_BOUNDS,
-    TLS_HANDSHAKE,
-    DialogueBounds,
-    ForeignProtocol,
-    TooBig,
-    has_bad_character,
-    is_http,
-)
+from proxy.imap.grammar import Arguments, BadSyntax, decode_base64, is_tag, read_id, split_literal
+from proxy.imap.reader import EndOfData, Reader
+from proxy.imap.strangers import DEFAULT_BOUNDS, DialogueBounds, ForeignProtocol, TooBig, has_bad_character, is_http
 from proxy.model import Account, AccountWanted, Credentials, MalformedResponse, Mechanism
 from proxy.outcome import FAREWELLS, REPLIES, Outcome
 
@@ -50,10 +43,7 @@ _NEED_PRIVACY = frozenset({b"LOGIN", b"AUTHENTICATE"})
 
 _NO_COMMAND = b"BAD Invalid tag or missing command."
 _NOT_NOW = b"BAD Unknown command, or not allowed before login."
-_BAD_CHARACTER = b"BAD Invalid character."
-_NO_LITERAL = b"BAD Literal not allowed here."
 _BYE_TOO_BIG = b"* BYE [TOOBIG] Literal too large.\r\n"
-_TOO_BIG = b"NO [TOOBIG] Literal too large."
 _NO_LOGIN = b"NO [CANNOT] Passwords are not accepted; use AUTHENTICATE."
 _UNKNOWN_MECHANISM = b"NO [CANNOT] Unsupported authentication mechanism."
 
@@ -76,6 +66,9 @@ class PreAuthDialogue:
 
     Call next_event() until it returns None, send data_to_send(), read, call receive_data(), and so on. Once a login was
     accepted, or StartTls, LoggedOut or Gone were returned, it parses nothing more.
+
+    `client_id` is what the client says of itself: the fields of its last ID (RFC 2971), names in lower case. Whether
+    any of it is to be believed is not known here.
     """
 
     def __init__(
@@ -102,8 +95,10 @@ class PreAuthDialogue:
         self._mechanisms = mechanisms
         self._bounds = bounds
         self._capability = before_login(secure=secure, starttls=starttls, login=login, mechanisms=mechanisms)
+        self.client_id: Mapping[str, str] = {}
         self._reader = Reader()
         self._out = bytearray(responses.greeting(self._capability) if greeting else b"")
+        self._text = CommandText(self._reader, self._out, bounds)
         self._commands = self._bad_commands = 0
         self._asked_capability = False
         self._offer: _Offer | None = None  # of the last LOGIN or AUTHENTICATE
@@ -251,7 +246,7 @@ class PreAuthDialogue:
 
     def _read_command(self) -> Generator[None, None, _Command | None]:
         """One command with its literals; None if it was refused on the way."""
-        line = yield from self._first_line()
+        line = yield from self._text.first_line()
         text, literal = split_literal(line)
         tag, _, rest = text.partition(b" ")
         if is_http(tag, text):
@@ -271,60 +266,16 @@ class PreAuthDialogue:
         elif name == b"LOGIN" and not self._login_enabled:
             refusal = _NO_LOGIN
         elif has_bad_character(text):
-            refusal = _BAD_CHARACTER
+            refusal = BAD_CHARACTER
         elif literal is not None and name not in _TAKE_STRINGS:
-            refusal = _NO_LITERAL
+            refusal = NO_LITERAL
         parts = [space + rest]
         if literal is not None:
-            refusal = yield from self._read_literals(parts, len(line), literal, refusal)
+            refusal = yield from self._text.literals(parts, len(line), literal, refusal)
         if refusal is not None:
             self._refuse(tag, refusal)
             return None
         return _Command(tag, name, Arguments(parts))
-
-    def _first_line(self) -> Generator[None, None, bytes]:
-        reader, bounds = self._reader, self._bounds
-        first = yield from reader.peek(1)
-        if first == TLS_HANDSHAKE[:1] and (yield from reader.peek(2)) == TLS_HANDSHAKE:
-            # Its record may hold no LF; who speaks TLS here waits for our handshake, not for a line.
-            raise ForeignProtocol("TLS where plain text is spoken")
-        try:
-            return (yield from reader.line(bounds.max_line_bytes))
-        except LineTooLong:
-            head = yield from reader.peek(min(len(reader), bounds.max_tag_bytes + len(b" AUTHENTICATE ")))
-            if head.upper().split(b" ", 2)[1:2] != [b"AUTHENTICATE"]:
-                raise
-        return (yield from reader.line(bounds.max_auth_line_bytes))
-
-    def _read_literals(
-        self, parts: list[bytes], text_bytes: int, literal: LiteralHeader | None, refusal: bytes | None
-    ) -> Generator[None, None, bytes | None]:
-        """Add literals and the text between them to `parts`, or consume them; return the refusal, if there is one."""
-        literal_bytes = 0
-        while literal is not None:
-            literal_bytes += literal.size
-            too_big = literal_bytes > self._bounds.max_literal_bytes
-            if too_big and not literal.synchronizing:
-                raise TooBig("literal too large")
-            if refusal is None and literal.binary:
-                refusal = _NO_LITERAL
-            if refusal is None and too_big:
-                refusal = _TOO_BIG
-            if refusal is None:
-                if literal.synchronizing:
-                    self._out += responses.READY_FOR_LITERAL
-                parts.append((yield from self._reader.octets(literal.size)))
-            elif literal.synchronizing:
-                return refusal  # the client waits; it was not told to go on and so ends its command here
-            else:
-                yield from self._reader.skip(literal.size)
-            line = yield from self._reader.line(max(0, self._bounds.max_line_bytes - text_bytes))
-            text_bytes += len(line)
-            text, literal = split_literal(line)
-            if refusal is None and (has_bad_character(text) or b"\0" in parts[-1]):
-                refusal = _BAD_CHARACTER
-            parts.append(text)
-        return refusal
 
     def _refuse(self, tag: bytes, reply: bytes) -> None:
         """Answer a command with BAD or NO; too many BAD end the connection."""
@@ -345,8 +296,9 @@ class PreAuthDialogue:
                 return (yield from self._authenticate(command))
             case b"ID":
                 arguments.expect(b" ")
-                check_id(arguments)
+                fields = read_id(arguments)
                 arguments.end()
+                self.client_id = fields
                 self._out += responses.IDENTIFICATION
             case b"STARTTLS":
                 return self._start_tls(command)

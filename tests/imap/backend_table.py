@@ -25,7 +25,7 @@ class Row:
 
 
 def refused(step: str, detail: str, outcome: Outcome = Outcome.UNAVAILABLE) -> BackendRefused:
-    return BackendRefused(outcome, step, detail)
+    return BackendRefused(outcome, step, detail, "the backend closed the connection" in detail)
 
 
 def converse(row: Row, cut: Cut, start: Dialogue = BackendDialogue) -> tuple[list[bytes], list[DialogueEvent]]:

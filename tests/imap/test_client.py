@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.imap.client import BackendDialogue
+from proxy.imap.client import BackendDialogue, DialogueEvent
 from proxy.imap.client_login import BackendLogin
 from proxy.imap.events import BackendLoggedIn, BackendRefused, BackendStartTls
 from proxy.outcome import Outcome
@@ -155,7 +155,11 @@ IDS = [
     ),
     Row(
         "bounds of ID",
-        BackendLogin("ann", b"pw", id_fields=(("f" * 31, "v" * 1025), *((("n", "v"),) * 30))),
+        BackendLogin(
+            "ann",
+            b"pw",
+            id_fields=(("f" * 31, "v"), ("n", "v" * 1025), ("f" * 30, "v" * 1024), *((("n", "v"),) * 30)),
+        ),
         [
             (
                 OPEN,
@@ -170,6 +174,66 @@ IDS = [
             (b"p1 OK .\r\np2" + DONE, b""),
         ],
         [IN],
+    ),
+    Row(
+        "what no line has room for is left out, and what follows is not",
+        BackendLogin(
+            "ann", b"pw", id_fields=(*(("n", "v" * 1000),) * 7, ("x", '"' * 1024), ("y", "v" * 1024), ("z", "v"))
+        ),
+        [
+            (
+                OPEN,
+                b"p1 ID ("
+                + (b'"n" "' + b"v" * 1000 + b'" ') * 7
+                + b'"y" "'
+                + b"v" * 1024
+                + b'" "z" "v")\r\np2 LOGIN "ann" "pw"\r\n',
+            ),
+            (b"p1 OK .\r\np2" + DONE, b""),
+        ],
+        [IN],
+    ),
+    Row(
+        "nothing fits",
+        BackendLogin("ann", b"pw", id_fields=(("x", "v" * 1025),)),
+        [(OPEN, b'p1 ID NIL\r\np2 LOGIN "ann" "pw"\r\n'), (b"p1 OK .\r\np2" + DONE, b"")],
+        [IN],
+    ),
+    Row(
+        "ID is not answered, and the login has not begun",
+        BackendLogin("ann", b"s3\xffcret", id_fields=(("a", "b"),)),
+        [(OPEN, b'p1 ID ("a" "b")\r\n'), (b"EOF", b"")],
+        [refused("capability", "the backend closed the connection at step capability")],
+    ),
+    Row(
+        "ID is not answered, and the login may have come to be",
+        IDENTIFIED,
+        [(OPEN, ID + b'p2 LOGIN "ann" "s3cret"\r\n'), (b"EOF", b"")],
+        [refused("id", "the backend closed the connection at step id")],
+    ),
+    Row(
+        "CAPABILITY is not answered, and the login has not begun",
+        IDENTIFIED,
+        [(b"* OK hi\r\n", b"p1 CAPABILITY\r\n" + ID.replace(b"p1", b"p2")), (b"EOF", b"")],
+        [refused("capability", "the backend closed the connection at step capability")],
+    ),
+    Row(
+        "gone before it was asked: the login has not begun",
+        IDENTIFIED,
+        [(OPEN + b"* BYE full\r\n", b"")],
+        [refused("greeting", "said BYE: full")],
+    ),
+    Row(
+        "gone behind the list it was asked for",
+        ANN,
+        [(b"* OK\r\n", b"p1 CAPABILITY\r\n"), (b"* CAPABILITY IMAP4rev1\r\np1 OK .\r\n* BYE full\r\n", b"")],
+        [refused("capability", "said BYE: full")],
+    ),
+    Row(
+        "the user's session ends before it has told its list",
+        ANN,
+        [(OPEN, LOGIN), (b"p1 OK in\r\n", b"p2 CAPABILITY\r\n"), (b"* BYE Internal error\r\n", b"")],
+        [refused("login", "said BYE: Internal error")],
     ),
 ]
 
@@ -208,6 +272,27 @@ STRINGS = [
     Row("OK instead of a continuation request", secrets(b"\xff"),
         [(OPEN, b'p1 LOGIN "ann" {1}\r\n'), (b"p1" + DONE, b"")],
         [refused("login", "an OK to a command that was not complete")]),
+]  # fmt: skip
+
+LITERALS = b"* OK [CAPABILITY IMAP4rev1 LITERAL+] .\r\n"
+
+
+def too_long(octets: int) -> list[DialogueEvent]:
+    detail = f"name and password make {octets} octets, more than 8192"
+    return [refused("login", detail, Outcome.AUTHENTICATION_FAILED)]
+
+
+LONG = [
+    Row("PLAIN: 8188 octets of base64", secrets(b"x" * 6136),
+        [(PLAIN, b"p1 AUTHENTICATE PLAIN\r\n"), (b"+ \r\n", b64encode(b"\0ann\0" + b"x" * 6136) + b"\r\n"),
+         (b"p1" + DONE, b"")], [IN]),
+    Row("PLAIN: 8192 octets of base64, and a CR", secrets(b"x" * 6137), [(PLAIN_IR, b"")], too_long(8193)),
+    Row("PLAIN: a long name", BackendLogin("n" * 6138, b"pw"), [(PLAIN, b"")], too_long(8193)),
+    Row("LOGIN: 8192 octets", secrets(b"\xff" * 8171),
+        [(LITERALS, b'p1 LOGIN "ann" {8171+}\r\n' + b"\xff" * 8171 + b"\r\n"), (b"p1" + DONE, b"")], [IN]),
+    Row("LOGIN: 8193 octets", secrets(b"\xff" * 8172), [(LITERALS, b"")], too_long(8193)),
+    Row("LOGIN: a long name, and ID", BackendLogin("ü" * 4090, b"pw", id_fields=(("a", "b"),)), [(OPEN, b"")],
+        too_long(8197)),
 ]  # fmt: skip
 
 MECHANISMS = [
@@ -337,7 +422,7 @@ UNSAYABLE = [
     unsayable("no secret", BackendLogin("ann", b""), BAD_SECRET),
 ]
 
-ROWS = [*LOGGED_IN, *IDS, *STRINGS, *MECHANISMS, *STARTTLS, *GREETINGS, *FAILURES, *UNSAYABLE]
+ROWS = [*LOGGED_IN, *IDS, *STRINGS, *LONG, *MECHANISMS, *STARTTLS, *GREETINGS, *FAILURES, *UNSAYABLE]
 
 
 @pytest.mark.parametrize("cut", [whole, by_octet])
@@ -427,7 +512,7 @@ def test_step_says_where_it_stands() -> None:
             dialogue.tls_established()
             assert dialogue.next_event() is None
         steps.append(dialogue.step)
-    assert steps == ["greeting", "starttls", "capability", "id", "login", "capability"]
+    assert steps == ["greeting", "starttls", "capability", "id", "login", "login"]
 
 
 def test_the_longest_line_is_a_setting() -> None:

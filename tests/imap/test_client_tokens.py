@@ -181,17 +181,37 @@ def test_no_token_in_any_repr() -> None:
 # --- the probe ---
 
 
-def probe(*, actor: str = "", starttls: bool = False, mechanism: str = "") -> BackendLogin:
-    return BackendLogin("probe", b"", authorization_identity=actor, starttls=starttls, mechanism=mechanism)
+def probe(
+    *, actor: str = "", starttls: bool = False, mechanism: str = "", fields: tuple[tuple[str, str], ...] = ()
+) -> BackendLogin:
+    return BackendLogin("probe", b"", actor, starttls, fields, mechanism)
 
+
+def answered(*capability: bytes, greeting: bytes = b"", identification: bytes = b"") -> BackendAnswered:
+    return BackendAnswered(capability, greeting, identification)
+
+
+FIELDS = (("x-originating-ip", "192.0.2.1"),)
+IDENTIFYING = b'p1 ID ("x-originating-ip" "192.0.2.1")\r\n'
 
 PROBES = [
-    Row("one turn", probe(), [(offering(b"ID"), b"p1 LOGOUT\r\n")], [BackendAnswered((b"IMAP4rev1", b"ID"))]),
+    Row("one turn", probe(), [(offering(b"ID"), b"p1 LOGOUT\r\n")],
+        [answered(b"IMAP4rev1", b"ID", greeting=b"ready")]),
+    Row("ID", probe(fields=FIELDS),
+        [(offering(b"ID"), IDENTIFYING), (b'* ID ("a" "b")\r\np1 OK .\r\n', b"p2 LOGOUT\r\n")],
+        [answered(b"IMAP4rev1", b"ID", greeting=b"ready", identification=b'("a" "b")')]),
+    Row("ID refused", probe(fields=FIELDS),
+        [(offering(), IDENTIFYING), (b"p1 BAD what?\r\n", b"p2 LOGOUT\r\n")],
+        [answered(b"IMAP4rev1", greeting=b"ready")]),
+    Row("ID inside TLS alone", probe(starttls=True, fields=FIELDS),
+        [(b"* OK hello [you]\r\n* ID forged\r\n", b"p1 STARTTLS\r\n"), (b"p1 OK go\r\n", b"p2 CAPABILITY\r\n"),
+         (b"* CAPABILITY A\r\np2 OK .\r\n", IDENTIFYING.replace(b"p1", b"p3")), (b"p3 OK .\r\n", b"p4 LOGOUT\r\n")],
+        [BackendStartTls(), answered(b"A", greeting=b"hello [you]")]),
     Row("asked", probe(), [(b"* OK\r\n", b"p1 CAPABILITY\r\n"), (b"* CAPABILITY A\r\np1 OK .\r\n", b"p2 LOGOUT\r\n")],
-        [BackendAnswered((b"A",))]),
+        [answered(b"A")]),
     Row("STARTTLS", probe(starttls=True),
         [(offering(b"STARTTLS", b"LOGINDISABLED"), b"p1 STARTTLS\r\n"), (b"p1 OK go\r\n", b"p2 CAPABILITY\r\n"),
-         (b"* CAPABILITY A\r\np2 OK .\r\n", b"p3 LOGOUT\r\n")], [BackendStartTls(), BackendAnswered((b"A",))]),
+         (b"* CAPABILITY A\r\np2 OK .\r\n", b"p3 LOGOUT\r\n")], [BackendStartTls(), answered(b"A", greeting=b"ready")]),
     Row("no STARTTLS", probe(starttls=True), [(offering(), b"")],
         [refused("starttls", "the backend offers no STARTTLS")]),
     Row("BYE", probe(), [(b"* BYE later\r\n", b"")], [refused("greeting", "a greeting that refuses: * BYE later")]),
@@ -207,7 +227,7 @@ PROBES = [
     Row("no way for a token", probe(mechanism="XOAUTH2"), [(offering(b"AUTH=PLAIN"), b"")],
         [refused("login", "the backend offers neither AUTH=XOAUTH2 nor AUTH=OAUTHBEARER")]),
     Row("a way for a token", probe(mechanism="XOAUTH2"), [(offering(b"AUTH=OAUTHBEARER"), b"p1 LOGOUT\r\n")],
-        [BackendAnswered((b"IMAP4rev1", b"AUTH=OAUTHBEARER"))]),
+        [answered(b"IMAP4rev1", b"AUTH=OAUTHBEARER", greeting=b"ready")]),
 ]  # fmt: skip
 
 

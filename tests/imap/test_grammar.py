@@ -13,11 +13,11 @@ from proxy.imap.grammar import (
     Arguments,
     BadSyntax,
     LiteralHeader,
-    check_id,
     decode_base64,
     is_quotable,
     is_tag,
     quote,
+    read_id,
     split_literal,
 )
 
@@ -217,14 +217,14 @@ BAD_IDS = [
 @pytest.mark.parametrize(("name", "parts"), IDS, ids=ids(IDS))
 def test_id(name, parts):
     arguments = Arguments(parts)
-    check_id(arguments)
+    read_id(arguments)
     arguments.end()
 
 
 @pytest.mark.parametrize(("name", "parts"), BAD_IDS, ids=ids(BAD_IDS))
 def test_bad_id(name, parts):
     with pytest.raises(BadSyntax):
-        check_id(Arguments(parts))
+        read_id(Arguments(parts))
 
 
 QUOTABLE = [

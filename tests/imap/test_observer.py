@@ -6,6 +6,8 @@ import sys
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.imap.commands import OTHER, REFUSED_AFTER_LOGIN
 from proxy.imap.observer import BLIND_REASONS, MAX_PENDING, Observer, Refusal, State
@@ -399,6 +401,47 @@ BETWEEN_RESPONSES = [
 def test_between_responses(make: Any, step: int, sent: bytes, between: bool) -> None:
     carrier = play(make, [("B", sent[at : at + step]) for at in range(0, len(sent), step)])
     assert carrier.observer.between_responses is between
+
+
+MAIL = b"Subject: x\r\n\r\n* BYE for now\r\n* BYE\r\n"
+FETCHED = b"* 1 FETCH (BODY[] {%d}\r\n%s)\r\n" % (len(MAIL), MAIL)
+BYES = [
+    ("alone", b"", b"* BYE Shutting down.\r\n", True),
+    ("first", b"", b"* BYE Shutting down.\r\na OK\r\n", True),
+    ("last", b"", b"* 1 EXISTS\r\na OK done\r\n* BYE x\r\n", True),
+    ("in a mail", b"", FETCHED, False),
+    ("behind a mail", b"", FETCHED + b"a OK done\r\n* BYE x\r\n", True),
+    ("in the second literal", b"", b"* 1 FETCH (X {1}\r\nx Y {8}\r\n\r\n* BYE ", False),
+    ("behind two literals", b"", b"* 1 FETCH (X {1}\r\nx Y {8}\r\n\r\n* BYE )\r\n* BYE\r\n", True),
+    ("on a line behind a literal", b"", b"* 1 FETCH (X {2}\r\n\r\n* BYE\r\n", False),
+    ("a literal that has not come whole", b"", b"* 1 FETCH (X {99}\r\n\r\n* BYE x\r\n", False),
+    ("the rest of a literal", b"* 1 FETCH (X {99}\r\n", b"* BYE x\r\n", False),
+    ("the rest of a literal, and its line", b"* 1 FETCH (X {9}\r\n", b"* BYE x\r\n)\r\n", False),
+    ("the rest of a line", b"* OK x\r", b"\n* BYE x\r\n", False),
+    ("behind what is only a text", b"", b"* OK {20}\r\n* BYE x\r\n", True),
+    ("not whole", b"", b"* BYE Shutt", False),
+    ("within a line", b"", b"* OK x * BYE x\r\n", False),
+    ("too large to count with", b"", b"* 1 FETCH (X {%d}\r\n* BYE x\r\n" % 2**64, False),
+    ("nothing", b"", b"", False),
+]
+
+
+@pytest.mark.parametrize(("before", "data", "said"), [row[1:] for row in BYES], ids=[row[0] for row in BYES])
+def test_byes(before: bytes, data: bytes, said: bool) -> None:
+    observer = Observer(Recorder(), lambda: 0.0)
+    observer.from_backend(before)
+    assert observer.says_bye(data) is said
+
+
+@given(st.lists(st.sampled_from([b"* BYE x\r\n", b"* 1 X {7}\r\n", b" {11}\r\n", b"\r\n", b"x", b"* OK {5}\r\n"])))
+def test_a_bye_is_found_where_a_response_begins(pieces: list[bytes]) -> None:
+    data = b"".join(pieces)
+    byes = []
+    for at in range(len(data)):
+        observer = Observer(Recorder(), lambda: 0.0)
+        observer.from_backend(data[:at])
+        byes.append(observer.between_responses and data.startswith(b"* BYE", at) and b"\n" in data[at:])
+    assert Observer(Recorder(), lambda: 0.0).says_bye(data) is any(byes)
 
 
 def test_whoever_carries_literals_may_count_for_himself() -> None:
