@@ -14,7 +14,10 @@ loop that accepts is ours, and so is the stream that hypercorn writes to. What b
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -31,6 +34,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proxy.admin.unix_socket import peer_uid, private_listener
 from proxy.model import Endpoint
 from proxy.observe import metrics
 from proxy.observe.log import get_logger
@@ -68,7 +72,7 @@ class _SafeHeaders:
         await self._app(scope, receive, send_with_headers)
 
 
-_MIDDLEWARE = [Middleware(_SafeHeaders)]
+MIDDLEWARE = [Middleware(_SafeHeaders)]
 
 
 def metrics_app(exposition: Callable[[], tuple[bytes, str]] = metrics.exposition) -> Starlette:
@@ -82,7 +86,7 @@ def metrics_app(exposition: Callable[[], tuple[bytes, str]] = metrics.exposition
         text, content_type = exposition()
         return Response(text, headers={"Content-Type": content_type})
 
-    return Starlette(routes=[Route("/metrics", show_metrics)], middleware=_MIDDLEWARE)
+    return Starlette(routes=[Route("/metrics", show_metrics)], middleware=MIDDLEWARE)
 
 
 def health_app(ready: Readiness) -> Starlette:
@@ -99,7 +103,7 @@ def health_app(ready: Readiness) -> Starlette:
         is_ready, details = ready()
         return JSONResponse(dict(details), status_code=200 if is_ready else 503)
 
-    return Starlette(routes=[Route("/livez", show_live), Route("/readyz", show_ready)], middleware=_MIDDLEWARE)
+    return Starlette(routes=[Route("/livez", show_live), Route("/readyz", show_ready)], middleware=MIDDLEWARE)
 
 
 # --- how it is served ---
@@ -120,20 +124,52 @@ async def serve_http(
     Raises:
         BindFailed: The address cannot be listened on.
     """
-    try:
+    with _naming(setting):
         listening = bind(endpoint)
-    except BindFailed as exc:
-        if not setting:
-            raise
-        raise BindFailed(f"{setting}: {exc}") from exc
+    with listening:
+        bound = Endpoint(endpoint.host, listening.getsockname()[1])
+        await _serve(app, listening, lambda: task_status.started(bound))
+
+
+async def serve_unix(
+    app: ASGIApp,
+    path: Path,
+    *,
+    setting: str = "",
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """As serve_http(), on a unix socket that only this process's user and root may open.
+
+    Handlers find in `request.state.peer_uid` who has connected.
+
+    Raises:
+        BindFailed: The path cannot be listened on.
+    """
+    with _naming(setting), private_listener(path) as listening:
+        await _serve(app, listening, task_status.started)
+
+
+async def _serve(app: ASGIApp, listening: socket.socket, started: Callable[[], None]) -> None:
+    """Serve until cancelled; whoever opened the socket closes it."""
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
     server = _Server(app)
-    async with listener, trio.open_nursery() as connections:
-        task_status.started(Endpoint(endpoint.host, listening.getsockname()[1]))
+    async with trio.open_nursery() as connections:
+        started()
         try:
             await trio.serve_listeners(server.serve_connection, [listener], handler_nursery=connections)
         finally:
             server.stop()
+
+
+@contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """Say in a BindFailed which setting it comes from."""
+    try:
+        yield
+    except BindFailed as exc:
+        if not setting:
+            raise
+        raise BindFailed(f"{setting}: {exc}") from exc
 
 
 class _BoundedStream(trio.abc.HalfCloseableStream):
@@ -198,8 +234,9 @@ class _Server:
         self._connections += 1
         bounded: Any = _BoundedStream(stream, self._writes)
         try:
+            state = ConnectionState(_state(stream))
             with trio.move_on_after(CONNECTION_SECONDS):
-                await TCPServer(self._app, self._config, self._context, ConnectionState({}), bounded)
+                await TCPServer(self._app, self._config, self._context, state, bounded)
         except Exception:
             log.exception("admin.connection_failed")
         finally:
@@ -210,3 +247,8 @@ class _Server:
         """Shorten the writes under way: nothing else can end them."""
         for scope in self._writes:
             scope.deadline = min(scope.deadline, trio.current_time() + _STOPPING_WRITE_SECONDS)
+
+
+def _state(stream: trio.SocketStream) -> dict[str, Any]:
+    """What handlers are told of a connection."""
+    return {"peer_uid": peer_uid(stream.socket)} if stream.socket.family == socket.AF_UNIX else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from proxy.app.sources import authenticator_for, mechanisms_for, sources_for
@@ -14,10 +15,12 @@ from proxy.ledger.host import Ledger
 from proxy.limits.admission import Admission
 from proxy.observe.tally import Tally
 from proxy.outcome import Outcome
+from proxy.relay.closing import Closer
 from proxy.relay.engine import Engine
+from proxy.relay.partings import Partings
 from proxy.relay.splice import Carriage, Splice
-from proxy.routing.router import Router
-from proxy.session import House, end_session
+from proxy.routing.cluster import Cluster
+from proxy.session import House, end_session, leave_backend
 from proxy.session.metrics import SessionMetrics
 from proxy.settings.models import Settings
 
@@ -38,8 +41,16 @@ def furnish(settings: Settings, listeners: Sequence[str], connections: int | Non
     authenticator = authenticator_for(settings, rules, sources)
     metrics = SessionMetrics([server.name for server in settings.backends.servers], listeners)
 
+    closer = Closer(engine)
+    introduces = any(
+        settings.backends.client_address_for(server) != "none" for server in settings.backends.servers
+    ) or (settings.backends.discovery is not None and settings.backends.client_address != "none")
+
     def ended(relay: Splice, outcome: Outcome) -> None:
         end_session(relay, outcome, house)
+
+    def parted(relay: Splice) -> None:
+        leave_backend(relay, house)
 
     house = House(
         settings=settings,
@@ -47,12 +58,14 @@ def furnish(settings: Settings, listeners: Sequence[str], connections: int | Non
         throttle=Throttle(settings.limits),
         authenticator=authenticator,
         mechanisms=mechanisms_for(settings, authenticator, sources),
-        router=Router(settings.backends.servers, settings.routing.hash),
-        backends=Pool(settings.backends, settings.timeouts, engine.turn),
-        ledger=Ledger(settings.limits.connections_per_user),
+        cluster=Cluster(settings.backends, settings.routing, time.monotonic()),
+        backends=Pool(settings.backends, settings.timeouts, engine.turn, settings.limits.logins_per_backend),
+        ledger=Ledger(settings.limits.connections_per_user, settings.routing, closer),
         engine=engine,
-        carriage=Carriage(tally, settings.timeouts.idle, ended),
+        closer=closer,
+        carriage=Carriage(tally, settings.timeouts.idle, ended, parted, Partings(settings.backends.disconnect_spread)),
         tally=tally,
         metrics=metrics,
+        introduces=introduces,
     )
     return house

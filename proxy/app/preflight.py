@@ -12,6 +12,7 @@ from pathlib import Path
 from proxy.auth.file import MAX_BYTES, Users, read_users
 from proxy.auth.ldap.source import ldap_source
 from proxy.auth.names import NameRules
+from proxy.outcome import Refused
 from proxy.settings.loader import MAX_BYTES as MAX_SETTINGS_BYTES
 from proxy.settings.mistakes import Mistake, SettingsError
 from proxy.settings.models import Settings
@@ -28,7 +29,7 @@ def preflight(settings: Settings, config: Path) -> None:
     """
     rules = NameRules(settings.names)
     files = dict.fromkeys(source.file.path for source in settings.identity if source.file is not None)
-    mistakes = [*_ldap_mistakes(settings, config, rules)]
+    mistakes = [*_ldap_mistakes(settings, config, rules), *_override_mistakes(settings, config, rules)]
     mistakes += [mistake for path in files for mistake in _users_mistakes(path, rules, settings)]
     if mistakes:
         raise SettingsError(mistakes)
@@ -48,6 +49,22 @@ def _ldap_mistakes(settings: Settings, config: Path, rules: NameRules) -> Iterat
             yield Mistake(config, line, key_text(keys), problem)
 
 
+def _override_mistakes(settings: Settings, config: Path, rules: NameRules) -> Iterator[Mistake]:
+    """An override under another spelling than the canonical one would never count."""
+    for name in settings.routing.overrides:
+        try:
+            canonical = rules.canonical(name)
+        except Refused as refusal:
+            problem = f"no name that could log in: {refusal.detail}"
+        else:
+            problem = f'its canonical name is "{canonical}"; write that'
+            if canonical == name:
+                continue
+        keys = ("routing", "overrides", name)
+        line = read_flawed_yaml(config, MAX_SETTINGS_BYTES).line(keys)
+        yield Mistake(config, line, key_text(keys), problem)
+
+
 def _users_mistakes(path: Path, rules: NameRules, settings: Settings) -> list[Mistake]:
     mistakes: list[Mistake] = []
     try:
@@ -64,6 +81,8 @@ def _users_mistakes(path: Path, rules: NameRules, settings: Settings) -> list[Mi
 
 def _is_at_odds(users: Users, settings: Settings) -> bool:
     servers = {server.name for server in settings.backends.servers}
+    if settings.backends.discovery is not None:  # what DNS will name is not known yet
+        servers |= {str(person.identity.backend) for person in users.accounts.values()}
     known = {person.identity.backend for person in users.accounts.values()} <= {None, *servers}
     return not known or (users.knows_scram and not _scram_is_of_use(settings))
 
@@ -82,7 +101,8 @@ def _mistakes_of_people(path: Path, settings: Settings) -> Iterator[Mistake]:
     people = document.value if isinstance(document.value, dict) else {}
     for spelled, entry in people.items():
         backend = entry.get("backend") if isinstance(entry, dict) else None
-        if isinstance(backend, str) and backend and backend not in servers:
+        named_by_dns = settings.backends.discovery is not None
+        if isinstance(backend, str) and backend and backend not in servers and not named_by_dns:
             keys = (spelled, "backend")
             problem = f'no such backend: "{backend}"; backends.servers has {_listed(servers)}'
             yield Mistake(path, document.line(keys), key_text(keys), problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -12,8 +13,12 @@ from typing import Any
 
 import trio
 
-from proxy.admin.http import health_app, metrics_app, serve_http
+from proxy.admin.api import admin_app
+from proxy.admin.http import health_app, metrics_app, serve_http, serve_unix
+from proxy.admin.socketmap import Socketmap
+from proxy.app.desk import Desk
 from proxy.app.house import furnish
+from proxy.app.overseer import Overseer
 from proxy.app.process import prepare
 from proxy.model import Endpoint
 from proxy.observe.log import get_logger
@@ -22,7 +27,7 @@ from proxy.relay.engine import Carried
 from proxy.session import House, serve_client
 from proxy.settings.models import Settings
 from proxy.transport.door import Door
-from proxy.transport.listen import accept_forever, bind
+from proxy.transport.listen import accept_forever, bind, plain_host
 from proxy.transport.tls import ServerCertificates
 
 log = get_logger()
@@ -44,13 +49,7 @@ def open_doors(settings: Settings) -> list[tuple[Door, socket.socket]]:
     opened: list[tuple[Door, socket.socket]] = []
     try:
         for listener in settings.listeners:
-            door = Door(
-                listener.address,
-                listener.tls,
-                listener.trusted_networks,
-                certificates,
-                listener.client_certificates,
-            )
+            door = Door(listener, certificates)
             opened.append((door, bind(listener.address)))
     except BaseException:
         for _, sock in opened:
@@ -67,6 +66,10 @@ class Worker:
         self._doors = doors
         room = prepare(settings.limits.connections)
         self.house: House = furnish(settings, [door.name for door, _ in doors], room)
+        self._overseer = Overseer(self.house)
+        self._desk = Desk(self.house)
+        delimiter = settings.names.recipient_delimiter
+        self._socketmap = Socketmap(self._desk.backend_of, self._overseer.lmtp, recipient_delimiter=delimiter)
         self._ready = False
         self._draining = False
         self._logins: trio.Nursery
@@ -79,6 +82,7 @@ class Worker:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(engine.run)
                 nursery.start_soon(engine.sweep)
+                await nursery.start(self._overseer.run)
                 nursery.start_soon(self._watch_loop)
                 nursery.start_soon(self._ignore_hangups)
                 await self._open_side_doors(nursery)
@@ -112,6 +116,9 @@ class Worker:
         ):
             if address is not None:
                 await nursery.start(partial(serve_http, application, address, setting=setting))
+        if (path := self.settings.admin.socket) is not None:
+            application = admin_app(self._desk, {0, os.getuid()})
+            await nursery.start(partial(serve_unix, application, path, setting="admin.socket"))
 
     # --- coming in ---
 
@@ -121,7 +128,9 @@ class Worker:
             with accepting:
                 async with trio.open_nursery() as listeners:
                     for door, sock in self._doors:
-                        listeners.start_soon(accept_forever, sock, self._comer(door))
+                        asks = door.protocol == "socketmap"
+                        accepted = self._asker(door, listeners) if asks else self._comer(door)
+                        listeners.start_soon(accept_forever, sock, accepted)
                     self._ready = True
                     self.started.set()
             for _, sock in self._doors:
@@ -132,13 +141,30 @@ class Worker:
         house, logins = self.house, self._logins
 
         def accepted(sock: socket.socket, address: Any) -> None:
-            client = Endpoint(_plain_host(address[0]), address[1])
-            if not door.lets_in(client.host):
-                self._refuse(sock, client, door, "trusted_networks", None)
-            elif (limit := house.admission.admit(client.host)) is not None:
-                self._refuse(sock, client, door, limit, FAREWELLS[Outcome.LIMIT])
+            peer = Endpoint(plain_host(address[0]), address[1])
+            if not door.lets_in(peer.host):
+                self._refuse(sock, peer, door, "trusted_networks", None)
+                return
+            if door.expects_header(peer.host):
+                limit = house.admission.admit_unknown()
             else:
-                logins.start_soon(serve_client, sock, client, door, house)
+                limit = house.admission.admit(peer.host)
+            if limit is None:
+                logins.start_soon(serve_client, sock, peer, door, house)
+            else:
+                self._refuse(sock, peer, door, limit, FAREWELLS[Outcome.LIMIT])
+
+        return accepted
+
+    def _asker(self, door: Door, nursery: trio.Nursery) -> Callable[[socket.socket, Any], None]:
+        """As _comer(), for a listener where Postfix asks: it keeps connections open, which hold up no drain."""
+
+        def accepted(sock: socket.socket, address: Any) -> None:
+            peer = Endpoint(plain_host(address[0]), address[1])
+            if door.lets_in(peer.host):
+                nursery.start_soon(self._socketmap.serve, sock, peer, door.domains)
+            else:
+                self._refuse(sock, peer, door, "trusted_networks", None)
 
         return accepted
 
@@ -146,7 +172,7 @@ class Worker:
         """Close a connection that may not come in, with a word where one would be understood."""
         self.house.metrics.refused(limit)
         value = getattr(self.settings.limits, limit, None)
-        log.info("connection.refused", client=str(client), listener=door.name, limit=limit, value=value)
+        log.info("connection.refused", client=str(client), via="", listener=door.name, limit=limit, value=value)
         with contextlib.suppress(OSError):
             if farewell is not None and door.tls != "implicit":
                 sock.send(farewell)
@@ -204,8 +230,3 @@ class Worker:
             due = trio.current_time() + _LOOP_DELAY_EVERY_SECONDS
             await trio.sleep_until(due)
             self.house.metrics.loop_delay(trio.current_time() - due)
-
-
-def _plain_host(host: str) -> str:
-    """An address as people write it: IPv4 on a socket for both (RFC 4291 §2.5.5.2) as IPv4, no zone."""
-    return host.removeprefix("::ffff:").partition("%")[0]

@@ -1,13 +1,13 @@
-"""Connections to backends: name to address, TCP, implicit TLS."""
+"""Connections to backends: name to address, TCP."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import math
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -16,13 +16,15 @@ from trio.lowlevel import wait_writable
 from proxy.model import Endpoint
 from proxy.outcome import Outcome, Refused
 from proxy.transport.listen import tune
-from proxy.transport.stream import PlainStream, Stream
-from proxy.transport.tls import Context, TlsFailed, connect_tls
+from proxy.transport.stream import PlainStream
+from proxy.transport.tls_client import is_address
 
 # Data that a backend does not acknowledge for so long means that it is gone (tcp(7), TCP_USER_TIMEOUT). It also counts
 # the time that a backend is alive and does not read, and in a session that may be minutes: a mailbox lock, a slow disk.
 _LOGIN_USER_TIMEOUT_MILLISECONDS = 30_000
 _SESSION_USER_TIMEOUT_MILLISECONDS = 300_000
+# What we are short of ourselves: descriptors, local ports, memory (connect(2), socket(2)).
+_OUR_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 _RESOLVED_SECONDS = 30.0
 _PATIENCE_SECONDS = 1.0  # with a resolver, where an older answer is at hand
 _UNRESOLVED_SECONDS = 2.0  # how long a failed lookup stands for those who come next
@@ -35,16 +37,20 @@ class Address:
         self.endpoint = endpoint
         self._known: list[tuple[int, Any]] = []
         self._known_until = -math.inf
+        self._told: list[tuple[int, Any]] | None = None
         self._error = ""
         self._lookup = trio.Lock()
-        try:
-            literal = ipaddress.ip_address(endpoint.host)
-        except ValueError:
-            self.is_literal = False
-        else:
-            self.is_literal = True
-            family = socket.AF_INET if literal.version == 4 else socket.AF_INET6
-            self._known = [(family, (endpoint.host, endpoint.port))]
+        if is_address(endpoint.host):
+            self._known = [_candidate(endpoint.host, endpoint.port)]
+            self._known_until = math.inf
+
+    def tell(self, hosts: Sequence[str] | None) -> None:
+        """Somebody else knows the IP addresses, and is asked no question from here.
+
+        Args:
+            hosts: None: nobody does, the name is looked up.
+        """
+        self._told = None if hosts is None else [_candidate(host, self.endpoint.port) for host in hosts]
 
     async def resolve(self) -> list[tuple[int, Any]]:
         """Socket family and address of each candidate, best first.
@@ -52,7 +58,11 @@ class Address:
         Raises:
             Refused: UNAVAILABLE, the name has no address and none was known before.
         """
-        if not self.is_literal and trio.current_time() >= self._known_until:
+        if self._told is not None:
+            if not self._told:
+                raise Refused(Outcome.UNAVAILABLE, f"DNS lists no address for {self.endpoint.host}", step="resolve")
+            return self._told
+        if trio.current_time() >= self._known_until:
             async with self._lookup:  # one question for all who wait
                 if trio.current_time() >= self._known_until:
                     await self._look_up()
@@ -81,31 +91,32 @@ async def connect(address: Address, deadline: float) -> PlainStream:
         deadline: On trio's clock. Each of several candidates gets its share of what is left, so that a silent one
             does not use up the time of the others.
     Raises:
-        Refused: UNAVAILABLE at step `resolve` or `connect`.
+        Refused: UNAVAILABLE at step `resolve` or `connect`; at `local` where we were short of something for one of the
+            candidates, which says nothing about the backend.
     """
     candidates = await address.resolve()
-    error = ""
+    error, step = "", "connect"
     for number, (family, candidate) in enumerate(candidates):
         left = len(candidates) - number
-        if left == 1:
-            stream = await _connect_one(family, candidate)
-        else:
+        reason, ours = "no answer", False
+        try:
+            if left == 1:
+                return await _connect_one(family, candidate)
             now = trio.current_time()
-            stream = "no answer"
             with trio.CancelScope(deadline=now + (deadline - now) / left):
-                stream = await _connect_one(family, candidate)
-        if isinstance(stream, PlainStream):
-            return stream
-        error = stream
-    raise Refused(Outcome.UNAVAILABLE, f"cannot connect to {address.endpoint}: {error}", step="connect")
+                return await _connect_one(family, candidate)
+        except OSError as exc:
+            reason, ours = exc.strerror or str(exc), exc.errno in _OUR_SHORTAGES
+        if ours or step == "connect":  # of several reasons our own is told
+            error = reason
+        if ours:
+            step = "local"
+    raise Refused(Outcome.UNAVAILABLE, f"cannot connect to {address.endpoint}: {error}", step=step)
 
 
-async def _connect_one(family: int, candidate: Any) -> PlainStream | str:
-    """A connection, or why there is none."""
-    try:
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError as exc:  # no descriptor left, above all
-        return exc.strerror or str(exc)
+async def _connect_one(family: int, candidate: Any) -> PlainStream:
+    """Raises: OSError."""
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         tune(sock)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _LOGIN_USER_TIMEOUT_MILLISECONDS)
@@ -113,15 +124,11 @@ async def _connect_one(family: int, candidate: Any) -> PlainStream | str:
         if number == errno.EINPROGRESS:
             await wait_writable(sock)
             number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    except OSError as exc:
-        sock.close()
-        return exc.strerror or str(exc)
+        if number:
+            raise OSError(number, os.strerror(number))
     except BaseException:
         sock.close()
         raise
-    if number:
-        sock.close()
-        return os.strerror(number)
     return PlainStream(sock)
 
 
@@ -131,14 +138,5 @@ def settle(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SESSION_USER_TIMEOUT_MILLISECONDS)
 
 
-async def secure(stream: Stream, context: Context, address: Address) -> Stream:
-    """TLS on a connection, the certificate checked against the backend's configured host.
-
-    Raises:
-        Refused: UNAVAILABLE at step `tls`. The stream is closed by its owner.
-    """
-    try:
-        return await connect_tls(stream.socket, context, address.endpoint.host, is_address=address.is_literal)
-    except TlsFailed as exc:
-        detail = f"TLS with {address.endpoint} failed: {exc}"
-        raise Refused(Outcome.UNAVAILABLE, detail, step="tls") from exc
+def _candidate(host: str, port: int) -> tuple[int, Any]:
+    return (socket.AF_INET6 if ":" in host else socket.AF_INET), (host, port)

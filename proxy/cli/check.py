@@ -1,6 +1,6 @@
 """`imap-porter check`: read the settings as `serve` does, tell every mistake or what they amount to, start nothing.
 
-With `--connect` it goes on and tries what identity sources and backends need from elsewhere.
+With `--connect` it goes on and tries what identity sources, discovery and backends need from elsewhere.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,17 @@ from proxy.cli.terminal import (
     print_mistakes,
     table,
 )
+from proxy.settings.backend_models import ClientAddress
 from proxy.settings.certificates import facts
 from proxy.settings.identity_values import without_query
 from proxy.settings.loader import load
 from proxy.settings.mistakes import SettingsError, printable
-from proxy.settings.models import IdentitySource, Listener, Settings
+from proxy.settings.models import Discovery, IdentitySource, Listener, Server, Settings
 from proxy.settings.reference import differences, flow_text
 
-DAYS_TO_WORRY = 21  # automatic renewal happens 30 days before the end; by now it has failed for a while
-
-
 EXIT_PROBLEM = 1
+
+DAYS_TO_WORRY = 21  # automatic renewal happens 30 days before the end; by now it has failed for a while
 
 
 def check(config: Path, json_output: bool, connecting: bool = False) -> int:
@@ -44,7 +45,7 @@ def check(config: Path, json_output: bool, connecting: bool = False) -> int:
     Args:
         config: The settings file.
         json_output: Print JSON for scripts instead of tables, mistakes too.
-        connecting: Try identity sources and backends as well, if there are no mistakes.
+        connecting: Try identity sources, discovery and backends as well, if there are no mistakes.
     """
     tried: list[Tried] | None = None
     try:
@@ -70,6 +71,7 @@ def check(config: Path, json_output: bool, connecting: bool = False) -> int:
 def summary(settings: Settings) -> dict[str, Any]:
     """What the settings amount to, as plain objects."""
     plain = settings.model_dump(mode="json")
+    probe = settings.backends.health.login
     certificates = [(pair.certificate, facts(pair.certificate)) for pair in settings.tls.certificates]
     return {
         "listeners": plain["listeners"],
@@ -79,8 +81,11 @@ def summary(settings: Settings) -> dict[str, Any]:
         ],
         "identity": [_source(source) for source in settings.identity],
         "backends": plain["backends"]["servers"],
+        "discovery": plain["backends"]["discovery"],
         "login": settings.backends.login.method,
+        "health_login": None if probe is None else probe.name,
         "admin": plain["admin"]["address"],
+        "admin_socket": plain["admin"]["socket"],
         "metrics": plain["metrics"]["address"],
         "differs": [{"key": each.key, "value": each.value, "default": each.default} for each in differences(settings)],
     }
@@ -114,9 +119,14 @@ def _rows(settings: Settings) -> Iterator[tuple[str, Text]]:
     for source in settings.identity:
         yield "identity", plain(_source(source))
     for server in settings.backends.servers:
-        yield "backend", Text(f"{server.name}  {server.url}  weight {server.weight}")
+        yield "backend", plain(_server(server, settings.backends.client_address_for(server)))
+    if settings.backends.discovery is not None:
+        yield "discovery", plain(_discovery(settings.backends.discovery, settings.backends.client_address))
     yield "login", Text(settings.backends.login.method)
+    if settings.backends.health.login is not None:
+        yield "health login", plain(settings.backends.health.login.name)
     yield "admin", Text(str(settings.admin.address or "off"))
+    yield "admin socket", plain(str(settings.admin.socket or "off"))
     yield "metrics", Text(str(settings.metrics.address or "off"))
 
 
@@ -128,12 +138,46 @@ def _end(not_after: datetime) -> Text:
 
 
 def _listener(listener: Listener) -> str:
-    parts = [f"{listener.address}  tls {listener.tls}"]
+    protocol = "" if listener.protocol == "imap" else f"  {listener.protocol}"
+    parts = [f"{listener.address}{protocol}  tls {listener.tls}"]
+    if listener.domains:
+        parts.append(f"for {', '.join(listener.domains)}")
     if listener.trusted_networks:
-        parts.append(f"only from {', '.join(map(str, listener.trusted_networks))}")
+        parts.append(f"only from {_listed(listener.trusted_networks)}")
+    if listener.proxy_protocol is not None:
+        parts.append(f"PROXY header from {_listed(listener.proxy_protocol.trusted_networks)}")
+    if listener.id_address is not None:
+        parts.append(f"ID with an address from {_listed(listener.id_address.trusted_networks)}")
     if listener.client_certificates is not None:
         must = "required" if listener.client_certificates.required else "welcome"
         parts.append(f"client certificates {must}, by {listener.client_certificates.name}")
+    return ", ".join(parts)
+
+
+def _listed(networks: Sequence[IPv4Network | IPv6Network]) -> str:
+    return ", ".join(map(str, networks))
+
+
+def _server(server: Server, client_address: ClientAddress) -> str:
+    """Where it is, and what is special about it."""
+    parts = [f"{server.name}  {server.url}  weight {server.weight}"]
+    if server.tag is not None:
+        parts.append(f"pool {server.tag}")
+    if server.state != "up":
+        parts.append(f"state {server.state}")
+    if client_address != "none":
+        parts.append(f"client address by {client_address}")
+    return ", ".join(parts)
+
+
+def _discovery(discovery: Discovery, client_address: ClientAddress) -> str:
+    """Whom DNS is asked for, and what those are."""
+    port = "" if discovery.port is None else f" port {discovery.port}"
+    parts = [f"{discovery.dns}  {discovery.scheme}{port}  weight {discovery.weight}"]
+    if discovery.tag is not None:
+        parts.append(f"pool {discovery.tag}")
+    if client_address != "none":
+        parts.append(f"client address by {client_address}")
     return ", ".join(parts)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,18 @@ from rich.text import Text
 from proxy.app.sources import sources_for
 from proxy.auth.names import NameRules
 from proxy.auth.source import IdentitySource, Probe
-from proxy.backends.pool import Backend, Pool
+from proxy.backends.backend import SAMPLE_VISITOR, Backend
+from proxy.backends.check import Told
+from proxy.backends.discovery import look_once
+from proxy.backends.pool import Pool
+from proxy.backends.way import Way
 from proxy.cli.terminal import log_kept_back, milliseconds, plain, run, table
 from proxy.outcome import Refused
-from proxy.settings.models import Settings
+from proxy.settings.backend_models import ClientAddress
+from proxy.settings.models import Backends, Discovery, Health, ProbeLogin, Settings
+from proxy.transport.tls_client import ServerCertificate
 
-# Longer than the timeouts that a source or a backend has by default; it bounds those whose settings are generous.
+# For a source, or for DNS. It is longer than the timeouts that they have by default, and bounds generous ones.
 PROBE_SECONDS = 15.0
 
 
@@ -33,7 +40,13 @@ class Tried:
     probe: Probe
 
 
-_Ask = Callable[[], Awaitable[Sequence[Probe]]]
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One source or backend to be tried."""
+
+    name: str
+    ask: Callable[[], Awaitable[Sequence[Probe]]]
+    seconds: float
 
 
 def connect(settings: Settings) -> list[Tried]:
@@ -46,12 +59,8 @@ def connect(settings: Settings) -> list[Tried]:
     rules = NameRules(settings.names)
     backends = Pool(settings.backends, settings.timeouts)
     sources = sources_for(settings, rules)
-    asks: list[tuple[str, _Ask]] = [(source.name, partial(_try_source, source)) for source in sources]
-    asks += [
-        (f"backend {server.name}", partial(_try_backend, backends[server.name])) for server in settings.backends.servers
-    ]
-    with log_kept_back(), _progress(len(asks)) as step:
-        return run(partial(_try_all, asks, step))
+    with log_kept_back():
+        return run(partial(_connect, settings, sources, backends))
 
 
 def print_tried(tried: Sequence[Tried], console: Console) -> None:
@@ -80,32 +89,110 @@ def as_objects(tried: Sequence[Tried]) -> list[dict[str, Any]]:
     ]
 
 
-async def _try_all(asks: Sequence[tuple[str, _Ask]], done: Callable[[], None]) -> list[Tried]:
+async def _connect(settings: Settings, sources: Sequence[IdentitySource], backends: Pool) -> list[Tried]:
+    tried = []
+    if settings.backends.discovery is not None:
+        tried.append(Tried("discovery", await _discover(settings.backends, settings.backends.discovery, backends)))
+    asks = [_Ask(source.name, source.probe, PROBE_SECONDS) for source in sources]
+    health, timeouts = settings.backends.health, settings.timeouts
+    # Longer than all its steps may take: who knows the step that got stuck tells it.
+    seconds = timeouts.backend_connect + timeouts.backend_login + health.timeout + 1
+    asks += [_Ask(f"backend {each.name}", partial(_try_backend, each, health), seconds) for each in backends]
+    with _progress(len(asks)) as step:
+        return tried + await _try_all(asks, step)
+
+
+async def _discover(settings: Backends, discovery: Discovery, backends: Pool) -> Probe:
+    """Ask DNS, and take in what it names."""
+    began = trio.current_time()
+    with trio.move_on_after(PROBE_SECONDS):
+        found = await look_once(discovery, pinned=settings.pins_names)
+        seconds = trio.current_time() - began
+        if not found:
+            return Probe("DNS", f"{discovery.dns} names no backend that could be used", seconds=seconds)
+        own = {server.name for server in settings.servers}
+        found = [each for each in found if each.server.name not in own]
+        servers = [*settings.servers, *(each.server for each in found)]
+        backends.update(servers, {each.server.name: each.addresses for each in found})
+        named = "; ".join(f"{each.server.name} {', '.join(each.addresses) or 'without address'}" for each in found)
+        return Probe("DNS", "", named, seconds)
+    return Probe("DNS", f"no answer within {PROBE_SECONDS:g} s", seconds=PROBE_SECONDS)
+
+
+async def _try_all(asks: Sequence[_Ask], done: Callable[[], None]) -> list[Tried]:
     found: dict[int, Sequence[Probe]] = {}
 
-    async def try_one(number: int, ask: _Ask) -> None:
-        with trio.move_on_after(PROBE_SECONDS):
-            found[number] = await ask()
+    async def try_one(number: int, each: _Ask) -> None:
+        found[number] = (Probe("", f"no answer within {each.seconds:g} s", seconds=each.seconds),)
+        with trio.move_on_after(each.seconds):
+            found[number] = await each.ask()
         done()
 
     async with trio.open_nursery() as nursery:
-        for number, (_, ask) in enumerate(asks):
-            nursery.start_soon(try_one, number, ask)
-    silent = (Probe("", f"no answer within {PROBE_SECONDS:g} s", seconds=PROBE_SECONDS),)
-    return [Tried(name, probe) for number, (name, _) in enumerate(asks) for probe in found.get(number, silent)]
+        for number, each in enumerate(asks):
+            nursery.start_soon(try_one, number, each)
+    return [Tried(each.name, probe) for number, each in enumerate(asks) for probe in found[number]]
 
 
-async def _try_source(source: IdentitySource) -> Sequence[Probe]:
-    return await source.probe()
-
-
-async def _try_backend(backend: Backend) -> Sequence[Probe]:
+async def _try_backend(backend: Backend, health: Health) -> Sequence[Probe]:
     began = trio.current_time()
     try:
-        detail, seconds = await backend.probe()
+        told = await backend.probe()
     except Refused as refusal:
         return (Probe(refusal.step or "connect", refusal.detail, seconds=trio.current_time() - began),)
-    return (Probe("capability", "", detail, seconds),)
+    probes = [*_what_it_told(told, backend.way)]
+    if health.login is not None:
+        probes.append(await _log_in(backend, health.login, health.timeout))
+    return probes
+
+
+async def _log_in(backend: Backend, login: ProbeLogin, timeout_seconds: float) -> Probe:
+    """As each check of a running proxy does it."""
+    began = trio.current_time()
+    check, problem = backend.check(login), ""
+    with trio.move_on_after(timeout_seconds) as scope:
+        try:
+            await check.run()
+        except Refused as refusal:
+            problem = f"{refusal.step or check.step}: {refusal.detail or refusal.outcome}"
+    if scope.cancelled_caught:
+        problem = f"{check.step}: no answer within health.timeout, {timeout_seconds:g} s"
+    seconds = trio.current_time() - began
+    if problem:
+        return Probe("probe login", f"health.login, {login.name}: {problem}", seconds=seconds)
+    return Probe("probe login", "", f"{login.name} is let in", seconds)
+
+
+def _what_it_told(told: Told, way: Way) -> Iterator[Probe]:
+    yield Probe("capability", "", told.capability, told.seconds)
+    yield Probe("greeting", "", told.greeting)
+    if told.certificate is not None:
+        yield Probe("certificate", "", _certificate(told.certificate, verified=way.verifies))
+    if way.client_address == "id" and "ID" not in told.capability.upper().split():
+        yield Probe("client address", "client_address is id, and this backend does not offer ID")
+    else:
+        yield Probe("client address", "", _client_address(told, way.client_address))
+
+
+def _certificate(shown: ServerCertificate, *, verified: bool) -> str:
+    if shown.not_after is None:
+        return "cannot be read, not verified"
+    days = (shown.not_after - datetime.now(UTC)).days
+    end = f"ended {shown.not_after:%Y-%m-%d}" if days < 0 else f"ends {shown.not_after:%Y-%m-%d}, in {days} days"
+    names = shown.name_problem or f"names {', '.join(shown.names) or 'no host'}"
+    return f"{end}; {names}" if verified else f"{end}; not verified; {names}"
+
+
+def _client_address(told: Told, client_address: ClientAddress) -> str:
+    """What was sent in the place of a client's address, and what the backend lets see of it."""
+    if client_address == "none":
+        return "none is sent"
+    sample, untold = SAMPLE_VISITOR.client.host, "what it saw, this backend does not tell"
+    if client_address == "id":
+        # Only what it says after ID can be an effect of it.
+        told, untold = replace(told, greeting=""), f"{untold} (its greeting comes before the ID)"
+    saw = told.named((sample, told.own_address))
+    return f"{sample} sent by {client_address}; " + (f"it saw {saw}" if saw else untold)
 
 
 @contextmanager

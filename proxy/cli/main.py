@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 Config = Annotated[
     Path, typer.Option("--config", "-c", help="The settings file.", show_default=True, envvar="IMAP_PORTER_CONFIG")
 ]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the log.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 _DEFAULT_CONFIG = Path("/etc/imap-porter/porter.yaml")
 _LOGIN_MECHANISMS = ("LOGIN", "PLAIN", "XOAUTH2", "OAUTHBEARER", "EXTERNAL", "SCRAM-SHA-256")
@@ -30,6 +31,15 @@ def _address(value: str) -> str:
         return str(ipaddress.ip_address(value))
     except ValueError:
         raise typer.BadParameter("expected an IP address, e.g. 192.0.2.7") from None
+
+
+def _duration(value: str) -> float:
+    from proxy.settings.units import parse_duration
+
+    try:
+        return parse_duration(value)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--over") from None
 
 
 def _mechanism(value: str) -> str:
@@ -65,7 +75,12 @@ def check(
     config: Config = _DEFAULT_CONFIG,
     json_output: Json = False,
     connect: Annotated[
-        bool, typer.Option("--connect", help="Then try the identity sources and backends: binds, keys, greetings.")
+        bool,
+        typer.Option(
+            "--connect",
+            help="Then try identity sources, DNS and backends: binds, keys, greetings, certificates, the probe login, "
+            "which client address they see.",
+        ),
     ] = False,
 ) -> None:
     """Read the settings as `serve` does, say every mistake, and start nothing."""
@@ -84,10 +99,69 @@ def schema() -> None:
 
 @app.command()
 def route(name: str, config: Config = _DEFAULT_CONFIG, json_output: Json = False) -> None:
-    """Explain which backend a user is sent to."""
+    """Explain which backend a user is sent to: asked of the running proxy, or by the settings alone."""
     from proxy.cli.route import route as run
 
     raise typer.Exit(run(name, config, json_output))
+
+
+@app.command()
+def backends(config: Config = _DEFAULT_CONFIG, json_output: Json = False) -> None:
+    """Show the running proxy's backends: state, health, weight, who is there.
+
+    Exit status, of the commands below too: 0; 1, the settings have mistakes, or name no admin.socket; 2, it cannot be
+    done; 3, the proxy does not answer.
+    """
+    from proxy.cli.backends import backends as run
+
+    raise typer.Exit(run(config, json_output))
+
+
+@app.command()
+def drain(
+    name: str,
+    reason: Reason,
+    config: Config = _DEFAULT_CONFIG,
+    over: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION", help="Move the users who are there, one after the other, within so long, e.g. 5m."
+        ),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Give a backend no new users. Those with a session there stay together, unless --over moves them."""
+    _change(name, "drain", config, reason, json_output, over_seconds=None if over is None else _duration(over))
+
+
+@app.command()
+def undrain(name: str, reason: Reason, config: Config = _DEFAULT_CONFIG, json_output: Json = False) -> None:
+    """Take a backend into service: after a drain, or after it was set down."""
+    _change(name, "undrain", config, reason, json_output)
+
+
+@app.command()
+def down(name: str, reason: Reason, config: Config = _DEFAULT_CONFIG, json_output: Json = False) -> None:
+    """Send nobody to a backend. With backends.failover its users go to their next choice, else they are refused."""
+    _change(name, "down", config, reason, json_output)
+
+
+@app.command()
+def weight(
+    name: str,
+    weight: Annotated[int, typer.Argument(min=0, max=1000, help="Relative to the others; 0: no one by hash.")],
+    reason: Reason,
+    config: Config = _DEFAULT_CONFIG,
+    json_output: Json = False,
+) -> None:
+    """Change a backend's share of the users."""
+    _change(name, "weight", config, reason, json_output, weight=weight)
+
+
+def _change(name: str, verb: str, config: Path, reason: str, json_output: bool, **values: Any) -> NoReturn:
+    from proxy.cli.backends import change as run
+
+    raise typer.Exit(run(name, verb, config, reason=reason, json_output=json_output, **values))
 
 
 @app.command("test-login")

@@ -1,64 +1,80 @@
-"""`imap-porter route NAME`: which backend a user is sent to, and why."""
+"""`imap-porter route NAME`: which backend a user is sent to, and why.
+
+The running proxy knows: health, what administrators said, who has sessions where. Where there is none to ask the
+settings say what they can; one that does not answer may know otherwise.
+"""
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from rich.table import Table
+from rich.text import Text
 
+from proxy.admin.placement import route_document
 from proxy.auth.file import read_users
 from proxy.auth.names import NameRules
-from proxy.cli.terminal import console
+from proxy.cli.running import (
+    EXIT_REFUSED,
+    EXIT_UNAVAILABLE,
+    Declined,
+    NotAnswered,
+    NotAsked,
+    ask,
+    fail,
+    path_of,
+    rough_duration,
+)
+from proxy.cli.terminal import EXIT_OK, EXIT_SETTINGS, console, plain, print_json, print_mistakes, table
 from proxy.model import Identity
 from proxy.outcome import Refused
-from proxy.routing.router import Choice, Explanation, Router
+from proxy.routing.cluster import Cluster
 from proxy.settings.loader import load
-from proxy.settings.mistakes import SettingsError, printable
+from proxy.settings.mistakes import SettingsError
 from proxy.settings.models import Settings
-
-EXIT_SETTINGS = 1
-EXIT_REFUSED = 2
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What there is to say about one name."""
-
-    identity: Identity
-    explanation: Explanation
-    choice: Choice
 
 
 def route(name: str, config: Path, json_output: bool) -> int:
     """Explain a name's placement on standard output.
 
     Returns:
-        0; 1: the settings have mistakes; 2: nobody of that name could be placed.
+        0; 1: the settings have mistakes; 2: a login of that name would be refused; 3: the proxy doesn't answer.
     """
+    unasked = ""
     try:
-        answer = _answer(name, load(config))
+        settings = load(config)
+        try:
+            document = _ask(name, settings)
+        except NotAsked as exc:
+            unasked = str(exc)
+            document = _by_settings(name, settings)
     except SettingsError as exc:
-        print(exc, file=sys.stderr)
+        print_mistakes(exc, json_output)
         return EXIT_SETTINGS
-    except Refused as refusal:
-        print(printable(str(refusal)), file=sys.stderr)
-        return EXIT_REFUSED
+    except NotAnswered as exc:
+        return fail(json_output, EXIT_UNAVAILABLE, str(exc))
+    except (Declined, Refused) as exc:
+        problem = exc.detail if isinstance(exc, Refused) and exc.detail else str(exc)
+        return fail(json_output, EXIT_REFUSED, f"{problem} ({_alone(unasked)})" if unasked else problem)
     if json_output:
-        print(json.dumps(_as_object(answer), ensure_ascii=False, indent=2))
+        print_json({"ok": bool(document["backend"]), **document, "unasked": unasked})
     else:
-        _show(answer)
-    return 0
+        _show(document, unasked)
+    return EXIT_OK if document["backend"] else EXIT_REFUSED
 
 
-def _answer(name: str, settings: Settings) -> _Answer:
+def _ask(name: str, settings: Settings) -> dict[str, Any]:
+    if settings.admin.socket is None:
+        raise NotAsked("admin.socket is not set")
+    return ask(settings.admin.socket, path_of("v1", "route", name))
+
+
+def _by_settings(name: str, settings: Settings) -> dict[str, Any]:
     rules = NameRules(settings.names)
-    canonical = rules.canonical(name)
-    router = Router(settings.backends.servers, settings.routing.hash)
-    identity = _identity(canonical, settings, rules)
-    return _Answer(identity, router.explain(canonical), router.route(identity))
+    identity = _identity(rules.canonical(name), settings, rules)
+    cluster = Cluster(settings.backends, settings.routing, 0.0)
+    return route_document(identity, cluster.explain(identity), None, 0.0, running=False)
 
 
 def _identity(canonical: str, settings: Settings, rules: NameRules) -> Identity:
@@ -72,38 +88,69 @@ def _identity(canonical: str, settings: Settings, rules: NameRules) -> Identity:
     return Identity(canonical, "")
 
 
-def _why(answer: _Answer) -> str:
-    if answer.choice.why == "override":
-        return f"named by source {answer.identity.source}"
-    return "the highest score"
+# --- for people ---
 
 
-def _as_object(answer: _Answer) -> dict[str, object]:
-    explanation, choice = answer.explanation, answer.choice
-    return {
-        "name": explanation.name,
-        "key": explanation.key,
-        "epoch": explanation.epoch,
-        "backend": choice.backend,
-        "why": choice.why,
-        "order": list(choice.order),
-        "scores": [{"name": each.name, "weight": each.weight, "score": each.score} for each in explanation.scores],
-    }
-
-
-def _show(answer: _Answer) -> None:
-    explanation, choice = answer.explanation, answer.choice
+def _show(document: dict[str, Any], unasked: str) -> None:
     out = console()
-    out.print(f"canonical name  {explanation.name}", soft_wrap=True)
-    out.print(f"hash key        {explanation.key}", soft_wrap=True)
-    out.print(f"epoch           {explanation.epoch}")
-    table = Table("backend", "weight", "score", "")
-    for column in table.columns[1:3]:
-        column.justify = "right"
-    for each in explanation.scores:
-        chosen = each.name == choice.backend
-        notes = ["chosen"] * chosen + ["no one by hash"] * (not each.weight)
-        row = (each.name, f"{each.weight:g}", f"{each.score:.4f}", ", ".join(notes))
-        table.add_row(*row, style="bold" if chosen else None)
-    out.print(table)
-    out.print(f"{choice.backend}: {_why(answer)}", soft_wrap=True)
+    rows = table()
+    for label, value in _rows(document):
+        rows.add_row(Text(label, "bold"), plain(value))
+    out.print(rows)
+    out.print()
+    if document["order"]:
+        candidates = table("backend", "weight", "score", "state", "health", "", numbers=("weight", "score"))
+        for each in document["order"]:
+            candidates.add_row(*_candidate(each), style="bold" if each["name"] == document["backend"] else None)
+        out.print(candidates)
+        out.print()
+    if document["backend"]:
+        out.print(plain(f"{document['backend']}: {document['reason']}"), soft_wrap=True)
+    else:
+        out.print(plain(f"refused: {document['reason']}", "red"), soft_wrap=True)
+    if unasked:
+        out.print(plain(_alone(unasked), "yellow"), soft_wrap=True)
+
+
+def _alone(unasked: str) -> str:
+    return f"by the settings and users' files alone, without sessions, health and DNS: {unasked}"
+
+
+def _rows(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "canonical name", document["name"]
+    if document["source"]:
+        yield "known to", document["source"]
+    yield "pool", f"{document['pool']}, by {document['pool_from']}" if document["pool"] else "without a tag"
+    if document["override"]:
+        yield "override", f"{document['override']}, by {document['override_from']}"
+    yield "hash key", document["key"]
+    yield "epoch", document["epoch"]
+    if document["running"]:
+        yield "sessions", _sessions(document["whereabouts"])
+
+
+def _sessions(whereabouts: dict[str, Any] | None) -> str:
+    if whereabouts is None:
+        return "none"
+    backend, seconds = whereabouts["backend"], rough_duration(whereabouts["seconds"])
+    text = f"{whereabouts['sessions']} at {backend}, for {seconds}"
+    if not whereabouts["sessions"]:
+        text = f"none; at {backend} until {seconds} ago"
+    if whereabouts["sticky_seconds"] is not None:
+        text += f", sticky for {rough_duration(whereabouts['sticky_seconds'])}"
+        if not whereabouts["sticky_holds"]:
+            text += ", which does not hold now"
+    if whereabouts["moving"]:
+        why, _, phase = whereabouts["moving"].partition(": ")
+        text += f"; he moves ({why}: {phase}), and new logins wait"
+    return text
+
+
+def _candidate(candidate: dict[str, Any]) -> Iterator[Text]:
+    up = candidate["up"]
+    yield plain(candidate["name"])
+    yield Text(f"{candidate['weight']}")
+    yield Text(f"{candidate['score']:.4f}")
+    yield plain(candidate["state"])
+    yield Text("" if up is None else "up" if up else "down")
+    yield plain(", ".join(candidate["notes"]))

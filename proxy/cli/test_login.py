@@ -30,9 +30,8 @@ from proxy.cli.terminal import (
     table,
 )
 from proxy.cli.trial import NO_SECRET_MECHANISMS, Asked, Attempt, BackendReply, Said, Trial, Trier
-from proxy.model import Identity
+from proxy.model import Identity, Placement
 from proxy.outcome import FAREWELLS, REPLIES, Outcome, Refused
-from proxy.routing.router import Choice
 from proxy.settings.loader import load
 from proxy.settings.mistakes import SettingsError, printable
 from proxy.settings.models import Settings
@@ -127,13 +126,13 @@ def _rows(trial: Trial, settings: Settings) -> Iterator[tuple[str, Text]]:
         yield "identity", plain(f"none: {trial.refusal}", "red")
     else:
         yield from _identity_rows(trial.identity)
-    if trial.choice is not None:
-        yield "backend", plain(f"{trial.choice.backend}, {_why(trial, settings)}")
+    if trial.placement is not None:
+        yield "backend", plain(f"{trial.placement.home}, {_why(trial, settings)}")
     elif trial.identity is not None:
         yield "backend", plain(f"none: {trial.refusal}", "red")
     if trial.reply is not None:
         yield from _reply_rows(trial.reply)
-    elif trial.choice is not None:
+    elif trial.placement is not None:
         yield "its reply", plain(f"none: {trial.refusal}", "red")
     yield "client gets", Text(_reply(trial.outcome), "green" if trial.refusal is None else "red")
     if trial.refusal is not None and trial.refusal.wait_seconds:
@@ -151,9 +150,11 @@ def _identity_rows(identity: Identity) -> Iterator[tuple[str, Text]]:
 
 
 def _why(trial: Trial, settings: Settings) -> str:
-    assert trial.choice is not None
+    assert trial.placement is not None
     assert trial.identity is not None
-    if trial.choice.why == "override":
+    if trial.identity.name in settings.routing.overrides:
+        return "named by routing.overrides"
+    if trial.placement.why == "override":
         return f'named by source {trial.identity.source} ("{trial.identity.backend}")'
     return f"by the hash of its {settings.routing.hash}"
 
@@ -202,7 +203,7 @@ def _as_object(trial: Trial) -> dict[str, Any]:
         "wait_seconds": 0.0 if refusal is None else refusal.wait_seconds,
         "sources": [_asked_object(each) for each in trial.asked],
         "identity": _identity_object(trial.identity),
-        "route": _choice_object(trial.choice),
+        "route": _placement_object(trial.placement),
         "backend": _reply_object(trial.reply),
     }
 
@@ -232,8 +233,8 @@ def _identity_object(identity: Identity | None) -> dict[str, Any] | None:
     }
 
 
-def _choice_object(choice: Choice | None) -> dict[str, Any] | None:
-    return None if choice is None else {"backend": choice.backend, "why": choice.why, "order": list(choice.order)}
+def _placement_object(placement: Placement | None) -> dict[str, Any] | None:
+    return None if placement is None else {"backend": placement.home, "why": placement.why}
 
 
 def _reply_object(reply: BackendReply | None) -> dict[str, Any] | None:

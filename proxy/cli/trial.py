@@ -1,6 +1,6 @@
 """One login tried as `serve` would do it, with an eye on every step: what `imap-porter test-login` shows.
 
-The story is told by those who tell it in service: the authenticator asks the sources, the router places the identity,
+The story is told by those who tell it in service: the authenticator asks the sources, the cluster places the identity,
 the pool logs in at the backend. Only the sources have somebody standing before them who notes what they answered. What
 a service remembers or counts has no part in it: no cache, no limits, no metrics.
 """
@@ -26,21 +26,20 @@ from proxy.auth.source import (
     NotMine,
     Probe,
 )
-from proxy.backends.login import BackendSession
+from proxy.backends.backend import SAMPLE_VISITOR
+from proxy.backends.discovery import look_once
+from proxy.backends.login import take_leave
 from proxy.backends.pool import Pool
-from proxy.model import Account, Credentials, Endpoint, Identity, KeyShape, Origin
+from proxy.model import Account, Credentials, Endpoint, Identity, KeyShape, Origin, Placement
 from proxy.outcome import Outcome, Refused
-from proxy.routing.router import Choice, Router
+from proxy.routing.cluster import Cluster
 from proxy.settings.models import Settings
 from proxy.settings.units import duration_text
-from proxy.transport.stream import ConnectionLost
 
 NO_SECRET_MECHANISMS = frozenset({"EXTERNAL"})
 _LOOKING_UP = SCRAM_MECHANISMS | {"EXTERNAL"}  # sources are asked for an account, and are shown no secret
 # A decoy's salt is told to nobody here, so it need not be a secret.
 _DECOY_KEY = bytes(32)
-_GOODBYE_SECONDS = 2.0
-_MAX_GOODBYE_OCTETS = 65536
 
 _Found = TypeVar("_Found", Answer, Account | None)
 
@@ -97,7 +96,7 @@ class Trial:
     canonical: str = ""  # "": there is none
     asked: list[Asked] = field(default_factory=list)
     identity: Identity | None = None
-    choice: Choice | None = None
+    placement: Placement | None = None
     reply: BackendReply | None = None
     refusal: Refused | None = None  # None: the login works
 
@@ -116,8 +115,8 @@ class Trier:
         self._witnesses = [_witness(source, self._notes) for source in sources]
         keyed = settings.backends.login.method in ("master", "authzid")
         self._authenticator = Authenticator(self._witnesses, self._rules, decoy_key=_DECOY_KEY if keyed else None)
-        self._router = Router(settings.backends.servers, settings.routing.hash)
-        self._backends = Pool(settings.backends, settings.timeouts)
+        self._cluster = Cluster(settings.backends, settings.routing, 0.0)
+        self._backends = Pool(settings.backends, settings.timeouts, limits=settings.limits.logins_per_backend)
 
     def why_not_offered(self, mechanism: str) -> str:
         """Why no client may use a mechanism here; "": it may."""
@@ -154,10 +153,24 @@ class Trier:
             trial.canonical = self._rules.canonical(attempt.name)
         credentials = await self._credentials(attempt)
         trial.identity = await self._authenticator.authenticate(credentials, _origin(attempt))
-        trial.choice = self._router.route(trial.identity)
-        trial.reply = await self._log_in_at(trial.choice.backend, trial.identity, credentials)
+        await self._discover()
+        placement = self._cluster.place(trial.identity)
+        if not placement.home:
+            raise Refused(Outcome.UNAVAILABLE, placement.problem)
+        trial.placement = placement
+        trial.reply = await self._log_in_at(placement.home, trial.identity, credentials)
         if trial.reply.refusal is not None:
             raise trial.reply.refusal
+
+    async def _discover(self) -> None:
+        """Ask DNS for the backends that it names."""
+        settings = self._settings.backends.discovery
+        if settings is not None:
+            found = await look_once(settings, pinned=self._settings.backends.pins_names)
+            self._cluster.discovered([each.server for each in found], 0.0)
+            own = {server.name for server in self._settings.backends.servers}
+            addresses = {each.server.name: each.addresses for each in found if each.server.name not in own}
+            self._backends.update(self._cluster.servers(), addresses)
 
     async def _credentials(self, attempt: Attempt) -> Credentials:
         if attempt.mechanism not in SCRAM_MECHANISMS:
@@ -178,11 +191,12 @@ class Trier:
     async def _log_in_at(self, backend: str, identity: Identity, credentials: Credentials) -> BackendReply:
         began = trio.current_time()
         try:
-            session = await self._backends[backend].open(identity, credentials)
+            session = await self._backends[backend].open(identity, credentials, lambda: SAMPLE_VISITOR)
         except Refused as refusal:
             return BackendReply(backend, refusal, trio.current_time() - began)
         seconds = trio.current_time() - began
-        await _log_out(session)
+        await take_leave(session.stream)
+        session.stream.close()
         return BackendReply(backend, None, seconds, session.capability, session.notes)
 
     async def _ask_the_others(self, trial: Trial) -> None:
@@ -309,21 +323,3 @@ def _credentials(attempt: Attempt) -> Credentials:
 def _origin(attempt: Attempt) -> Origin:
     """A first try of a client inside TLS."""
     return Origin(Endpoint(attempt.client_address, 0), secure=True)
-
-
-async def _log_out(session: BackendSession) -> None:
-    """Take leave before any mailbox is opened (RFC 9051 §6.1.3); a backend that doesn't answer is left."""
-    stream = session.stream
-    received = b""
-    try:
-        with trio.move_on_after(_GOODBYE_SECONDS):
-            await stream.send(b"bye LOGOUT\r\n")
-            while b"\r\nbye " not in received and len(received) < _MAX_GOODBYE_OCTETS:
-                data = await stream.receive()
-                if not data:
-                    break
-                received += data
-    except ConnectionLost:
-        pass  # it has gone first
-    finally:
-        stream.close()

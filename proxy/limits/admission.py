@@ -1,4 +1,8 @@
-"""The first door: how many connections there may be, in all and from one address."""
+"""The first door: how many connections there may be, in all and from one address.
+
+Whose connection it is may be told by a PROXY header, later than its place has to be taken: it is let in by
+admit_unknown(), counts in all, and by its address from identify() on.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +34,40 @@ class Admission:
         """Take a place. Gives None, or the name of the limit that is reached (and no place is taken)."""
         if self.open >= self._connections:
             return "connections"
-        if address not in self._exempt:
-            household = network_of(address, _IPV4_PREFIX, _IPV6_PREFIX)
-            count = self._by_address.get(household, 0)
-            if count >= self._connections_per_address:
-                return "connections_per_address"
-            self._by_address[household] = count + 1
+        if (limit := self.identify(address)) is not None:
+            return limit
         self.open += 1
         return None
 
-    def release(self, address: str) -> None:
-        """Give a place back."""
-        self.open -= 1
+    def admit_unknown(self) -> str | None:
+        """Take a place for a connection that will say whose it is. Gives as admit() does."""
+        if self.open >= self._connections:
+            return "connections"
+        self.open += 1
+        return None
+
+    def identify(self, address: str) -> str | None:
+        """Count a connection that has a place by its address too.
+
+        Gives None, or the name of the limit that is reached: it is still of no known address then.
+        """
         if address in self._exempt:
+            return None
+        household = network_of(address, _IPV4_PREFIX, _IPV6_PREFIX)
+        count = self._by_address.get(household, 0)
+        if count >= self._connections_per_address:
+            return "connections_per_address"
+        self._by_address[household] = count + 1
+        return None
+
+    def release(self, address: str | None) -> None:
+        """Give a place back.
+
+        Args:
+            address: Which it was admitted with, or identified; None: neither.
+        """
+        self.open -= 1
+        if address is None or address in self._exempt:
             return
         household = network_of(address, _IPV4_PREFIX, _IPV6_PREFIX)
         count = self._by_address[household] - 1

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 import trio
@@ -61,12 +61,21 @@ class Engine:
         self._callbacks: dict[int, Callback] = {}
         self._owners: dict[int, Carried] = {}
         self._left: list[tuple[int, int]] = []  # events that were polled and not handed out yet
-        self.sessions: set[Carried] = set()
+        self._sessions: dict[str, Carried] = {}  # by id
         self.now = time.monotonic()  # of the current round: seconds, monotonic
+
+    @property
+    def sessions(self) -> Collection[Carried]:
+        """All sessions; changes while they come and go."""
+        return self._sessions.values()
+
+    def find(self, session_id: str) -> Carried | None:
+        """A session that is here."""
+        return self._sessions.get(session_id)
 
     def add(self, session: Carried, callbacks: dict[int, Callback]) -> None:
         """Take a session in. Its descriptors are not watched until watch() says for what."""
-        self.sessions.add(session)
+        self._sessions[session.id] = session
         self._callbacks.update(callbacks)
         for descriptor in callbacks:
             self._owners[descriptor] = session
@@ -90,12 +99,20 @@ class Engine:
         except Exception:
             self._failed(session)
 
+    def redirect(self, descriptor: int, callback: Callback) -> None:
+        """Call back somewhere else from now on."""
+        self._callbacks[descriptor] = callback
+
+    def forget(self, descriptor: int) -> None:
+        """Let one side of a session go; its descriptor is closed next."""
+        self._callbacks.pop(descriptor, None)
+        self._owners.pop(descriptor, None)
+
     def remove(self, session: Carried, descriptors: Iterable[int]) -> None:
         """Let a session go. Its descriptors are closed next, and with that leave the epoll (epoll(7), Q6)."""
         for descriptor in descriptors:
-            self._callbacks.pop(descriptor, None)
-            self._owners.pop(descriptor, None)
-        self.sessions.discard(session)
+            self.forget(descriptor)
+        self._sessions.pop(session.id, None)
 
     async def run(self) -> None:
         """Carry sessions until cancelled."""
@@ -141,7 +158,7 @@ class Engine:
             session.fail()
         except Exception:
             log.exception("relay.failed", session_id=session.id)
-            self.sessions.discard(session)
+            self._sessions.pop(session.id, None)
 
     async def sweep(self) -> None:
         """Look at every session now and then: idle ones, and ends that never came."""

@@ -8,7 +8,7 @@ stands in `splice`.
 
 from __future__ import annotations
 
-from proxy.imap.observer import Observer, Refusal, State
+from proxy.imap.observer import Refusal, State
 from proxy.outcome import Outcome
 from proxy.relay.engine import LOST, OUT
 from proxy.relay.splice import Splice
@@ -31,11 +31,6 @@ def _refusal_reply(refusal: Refusal) -> bytes:
     if refusal.command == "OTHER":
         return refusal.tag + b" BAD Invalid command.\r\n"
     return refusal.tag + b" BAD Command not allowed after login.\r\n"
-
-
-def _says_bye(data: bytes, observer: Observer) -> bool:
-    """Whether a line of these responses, which are still to be observed, is an untagged BYE."""
-    return observer.between_responses and (data.startswith(b"* BYE") or b"\n* BYE" in data)
 
 
 class Relay(Splice):
@@ -139,10 +134,22 @@ class Relay(Splice):
             observer.backend_skip -= count
         else:
             data = bytes(data)
-            self._goodbye = count < _SHORT and b"* BYE" in data and _says_bye(data, observer)
+            self._goodbye = count < _SHORT and b"* BYE" in data and observer.says_bye(data)
             observer.from_backend(data)
+            if self._goodbye and self._takes_leave_later(data):
+                return
         if self._write_client(data) and self._blocked:
             self._pump()
+
+    def _takes_leave_later(self, farewell: bytes) -> bool:
+        """Whether the backend's own BYE is kept back for a while: it closes on many clients at once."""
+        observer = self._observer
+        if observer.logged_out or self._client_ended or not observer.between_responses:
+            return False
+        if not self._carriage.partings.postpone(self, self.session.backend):
+            return False
+        self._linger(farewell)
+        return True
 
     def _client_failed(self, exc: Exception) -> None:
         """Reading from the client raised something else than "nothing there"."""

@@ -5,7 +5,8 @@ not read: back-pressure costs at most one chunk per direction.
 
 Ends. A client that ends properly has its half closed towards the backend, and pending answers still reach it; one
 that vanished takes its backend connection with it. A backend that ends between two responses is announced with
-BYE; inside one, nothing is invented. Every way out goes through end().
+BYE; inside one, nothing is invented. Where many clients lose their backend at once, most of them linger for a while
+without it until they are told (`partings`). Every way out goes through end().
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from proxy.imap.observer import Observer, State
 from proxy.ledger.session import Session
 from proxy.outcome import FAREWELLS, Outcome
 from proxy.relay.engine import IN, OUT, UNWATCHED, Engine
-from proxy.transport.stream import Stream
+from proxy.relay.partings import Partings
+from proxy.transport.stream import RECORD_BYTES, Stream
 from proxy.transport.tls import Broken, WouldRead, WouldWrite
 
 # Answers owed to a client that has closed its half may take this long.
@@ -42,6 +44,8 @@ class Carriage:
     traffic: Traffic
     idle_seconds: float
     on_end: Callable[[Splice, Outcome], None]  # called once per session, both sides closed
+    on_parted: Callable[[Splice], None]  # called when the backend is closed and the client lingers
+    partings: Partings
 
 
 class Splice:
@@ -65,6 +69,7 @@ class Splice:
         "_client_send",
         "_client_wants_write",
         "_engine",
+        "_farewell",
         "_goodbye",
         "_held",
         "_last_active",
@@ -104,6 +109,7 @@ class Splice:
         self._reply: bytes | None = None  # an answer of ours that waits for those of the backend
         self._blocked = False  # the client is not read until the backend has spoken
         self._goodbye = False  # the backend's last word was a BYE of its own
+        self._farewell: bytes | None = None  # lingering: what the client will be told
         self._client_wants_write = self._backend_wants_write = False  # TLS has to send before it can read on
         self._client_ended = False
         self._last_active = engine.now
@@ -178,7 +184,7 @@ class Splice:
 
     def _interest(self) -> None:
         """Back-pressure: read a side only while the other takes what it says."""
-        if self._client is None:
+        if self._client is None or self._farewell is not None:
             return
         reads = self._to_backend is None and not self._blocked and not self._client_ended
         writes = self._to_client is not None or self._client_wants_write
@@ -206,14 +212,44 @@ class Splice:
             self.end(Outcome.BACKEND_CLOSED)
         elif self._client_ended:
             self.end(Outcome.CLIENT_CLOSED)
+        elif self._observer.between_responses and self._carriage.partings.postpone(self, self.session.backend):
+            self._linger(FAREWELLS[Outcome.BACKEND_CLOSED])
         else:
             self.say_goodbye(Outcome.BACKEND_CLOSED)
+
+    def _linger(self, farewell: bytes) -> None:
+        """Go on without the backend until it is time to tell the client; what it says meanwhile goes nowhere."""
+        self._farewell = farewell
+        self._engine.forget(self._backend_descriptor)
+        self._backend_descriptor = UNWATCHED  # the number may be another session's soon
+        self._backend.close()
+        self._to_backend = None
+        self._blocked = self._client_wants_write = False
+        self._client_mask = self._engine.watch(self._client_descriptor, self._client_mask, IN)
+        self._engine.redirect(self._client_descriptor, self._disregard)
+        self._carriage.on_parted(self)
+
+    def _disregard(self, _events: int) -> None:
+        """Lingering: the client said something, or left."""
+        try:
+            data = self._client_recv(RECORD_BYTES)
+        except (*WouldRead, *WouldWrite):
+            return
+        except Broken:
+            data = b""
+        if not data:
+            self.end(Outcome.BACKEND_CLOSED)  # it was over already
+
+    def part(self) -> None:
+        """Lingering: it is time to tell the client. Never raises."""
+        self._engine.say_goodbye(self, Outcome.BACKEND_CLOSED)
 
     @property
     def at_safe_point(self) -> bool:
         """Whether the session can be closed without hurting anyone: between commands or in IDLE."""
         return (
             self._to_client is None
+            and self._farewell is None
             and self._to_backend is None
             and not self._held
             and self._observer.between_responses
@@ -224,7 +260,7 @@ class Splice:
         """End the session with the farewell of `outcome`, where the protocol allows one just now."""
         if self._client is not None and self._to_client is None and self._observer.between_responses:
             try:
-                self._client_send(FAREWELLS[outcome])
+                self._client_send(self._farewell or FAREWELLS[outcome])
             except Broken:
                 pass
         self.end(outcome)

@@ -1,7 +1,7 @@
 """One login's story, from accept to the relay, and the accounts at its end."""
 
-from proxy.session.ending import end_session
+from proxy.session.ending import end_session, leave_backend
 from proxy.session.house import House
 from proxy.session.visit import serve_client
 
-__all__ = ["House", "end_session", "serve_client"]
+__all__ = ["House", "end_session", "leave_backend", "serve_client"]

@@ -42,20 +42,29 @@ def hand_over(client: Stream, backend: BackendSession, early: bytes, session: Se
 
 def end_session(relay: Splice, outcome: Outcome, house: House) -> None:
     """An established session is over."""
-    house.metrics.closed_after_login(relay.session.backend, outcome)
-    house.ledger.release(relay.session)
+    if not relay.session.parted:
+        leave_backend(relay, house)
+    house.metrics.closed_after_login(outcome)
     settle(relay.session, house, outcome, relay.bytes_from_client, relay.bytes_from_backend)
+
+
+def leave_backend(relay: Splice, house: House) -> None:
+    """A session has no backend any more: its user may live elsewhere from now on, even while its client lingers."""
+    relay.session.parted = True
+    house.metrics.left_backend(relay.session.backend)
+    house.ledger.release(relay.session, opened=True)
 
 
 def settle(session: Session, house: House, outcome: Outcome, from_client: int, from_backend: int) -> None:
     """The one line of a session, and its place given back."""
-    house.admission.release(session.client.host)
+    house.admission.release(session.admitted)
     log.info(
         "session.closed",
         session_id=session.id,
         outcome=outcome.value,
         listener=session.listener,
         client=str(session.client),
+        via=session.via,
         secure=session.secure,
         mechanism=session.mechanism,
         authentication_identity=session.authentication_identity,
@@ -64,6 +73,7 @@ def settle(session: Session, house: House, outcome: Outcome, from_client: int, f
         source=session.source,
         stale=session.stale,
         backend=session.backend,
+        epoch=session.epoch,
         login_seconds=session.login_seconds,
         session_seconds=time.monotonic() - session.started,
         bytes_from_client=from_client,

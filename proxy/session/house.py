@@ -11,9 +11,10 @@ from proxy.backends.pool import Pool
 from proxy.ledger.host import Ledger
 from proxy.limits.admission import Admission
 from proxy.observe.tally import Tally
+from proxy.relay.closing import Closer
 from proxy.relay.engine import Engine
 from proxy.relay.splice import Carriage
-from proxy.routing.router import Router
+from proxy.routing.cluster import Cluster
 from proxy.session.mechanisms import Mechanisms
 from proxy.session.metrics import SessionMetrics
 from proxy.settings.models import Settings
@@ -31,11 +32,13 @@ class House:
     throttle: Throttle
     authenticator: Authenticator
     mechanisms: Mechanisms
-    router: Router
+    cluster: Cluster
     backends: Pool
     ledger: Ledger
     engine: Engine
+    closer: Closer
     carriage: Carriage
     tally: Tally
     metrics: SessionMetrics
+    introduces: bool  # whether backends are told who the client is
     visits: set[Visit] = field(default_factory=set)  # connections before their login

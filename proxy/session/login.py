@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 
 import trio
 
 from proxy.auth.throttle import UNCOUNTED, Attempt
+from proxy.backends.backend import Backend
 from proxy.backends.login import BackendSession
 from proxy.ledger.session import Session
-from proxy.model import AccountWanted, Credentials, Identity, Origin
+from proxy.model import AccountWanted, Credentials, Identity, Origin, Placement, Visitor
 from proxy.outcome import Outcome, Refused
 from proxy.session.house import House
+from proxy.session.metrics import REACHING_STEPS
 
 # Answers that a client earned by what it offered: they count as tries of its connection.
 FAILED_TRIES = frozenset(
@@ -77,40 +80,84 @@ async def _log_in_at_backend(
 ) -> BackendSession:
     clock, metrics = trio.current_time, house.metrics
     authenticated = clock()
-    choice = house.router.route(identity)
+    session.name, session.source, session.stale = identity.name, identity.source, identity.stale
+    if session.proxy_ttl < 1:
+        raise Refused(Outcome.UNAVAILABLE, "proxies in a ring: x-proxy-ttl has run out")
+
+    def place() -> Placement:
+        session.epoch = house.cluster.epoch
+        placement = house.cluster.place(identity)
+        session.backend = placement.home  # for the log, should it be refused
+        return placement
+
+    backend = await house.ledger.admit(session, place, verified=identity.verified)
+    session.backend = backend
     routed = clock()
     metrics.phase("route", routed - authenticated)
-    _remember(session, identity, choice.backend)
     logged_in: BackendSession | None = None
     try:
-        if identity.verified:
-            await house.ledger.admit(session)
-        logged_in = await house.backends[choice.backend].open(identity, credentials)
-        if not identity.verified:  # else a stranger without a password could take all the places of a user
-            await house.ledger.admit(session)
+        logged_in = await _backend(backend, house).open(
+            identity, credentials, partial(_visitor, session, identity, house)
+        )
+        # Those whom only the backend can tell count from here on: else strangers could take all the places of a user.
+        house.ledger.confirm(session)
+        if house.closer.withdrawn(session.id):
+            raise Refused(Outcome.UNAVAILABLE, "has to live elsewhere since the login began")
     except BaseException as exc:
         if logged_in is not None:
             logged_in.stream.close()
-        house.ledger.release(session)
+        # Where the answer to LOGIN was not heard the backend may have let him in.
+        unheard = isinstance(exc, Refused) and exc.silent and exc.step in ("id", "login")
+        house.ledger.release(session, opened=logged_in is not None or unheard)
+        house.closer.forget(session.id)  # what was wanted of this try is no word on the connection's next one
         if isinstance(exc, Refused) and exc.step:
-            metrics.backend_failed(choice.backend, exc.outcome, exc.step)
+            _note_failure(exc, session, house, verified=identity.verified)
             if exc.outcome in _GUESSES and house.settings.backends.login.needs_no_secret:
                 # It was our password that the backend refused: an outage, and not the user's to mend.
                 raise Refused(
                     Outcome.UNAVAILABLE, f"the proxy's own credentials: {exc.detail}", step=exc.step
                 ) from None
         raise
+    now = clock()
     metrics.phase("connect", logged_in.connected_at - routed)
-    metrics.phase("backend_login", clock() - logged_in.connected_at)
-    metrics.backend_answered(choice.backend)
+    metrics.phase("backend_login", now - logged_in.connected_at)
+    house.cluster.login_ended(backend, time.monotonic(), name=identity.name)
     session.ends_at = _end(identity, house.settings.relay.expiry_grace)
     return logged_in
 
 
-def _remember(session: Session, identity: Identity, backend: str) -> None:
-    """What the log tells of it."""
-    session.name, session.backend = identity.name, backend
-    session.source, session.stale = identity.source, identity.stale
+def _note_failure(refusal: Refused, session: Session, house: House, *, verified: bool) -> None:
+    """Count a login that a backend did not let in, and tell placement where that is the backend's own fault."""
+    house.metrics.backend_failed(session.backend, refusal.step)
+    reached = refusal.step not in REACHING_STEPS
+    if reached and not (refusal.silent and verified):
+        # It was not asked (we are short of something, or too many wait); or it has looked at the login and said no. And
+        # with what a backend does to a stranger, who may wait for the answer to a wrong password or be cut off, nobody
+        # must be able to shut it for others.
+        return
+    problem = f"{refusal.step}: {refusal.detail}"
+    house.cluster.login_ended(session.backend, time.monotonic(), name=session.name, problem=problem, reached=reached)
+
+
+def _backend(name: str, house: House) -> Backend:
+    try:
+        return house.backends[name]
+    except KeyError:  # DNS has taken it back since the login was let in
+        raise Refused(Outcome.UNAVAILABLE, f"{name} is not there any more") from None
+
+
+def _visitor(session: Session, identity: Identity, house: House) -> Visitor:
+    """What the backend may be told."""
+    attributes = identity.attributes
+    forward = {name: attributes[name] for name in house.settings.backends.forward_attributes if name in attributes}
+    return Visitor(
+        session.client,
+        session.local or session.client,
+        session.id,
+        session.tls,
+        session.proxy_ttl,
+        forward,
+    )
 
 
 def _end(identity: Identity, grace_seconds: float | None) -> float:

@@ -15,12 +15,12 @@ from proxy.sasl import NAMES
 
 MECHANISMS = ("LOGIN", *NAMES)
 PHASES = ("tls", "auth", "route", "connect", "backend_login", "total")
-LIMITS = ("connections", "connections_per_address", "trusted_networks")
+LIMITS = ("connections", "connections_per_address", "trusted_networks", "proxy_header")
 LOGIN_LIMITS = ("connections_per_user", "login_failures_per_address", "login_failures_per_user")
 TLS_FAILURES = ("alpn", "certificate", "closed", "protocol", "timeout")
-# Before the last two a backend has not looked at a user yet: what fails there is the backend's own fault.
+# At these steps a backend has not looked at a user yet: what fails there is the backend's own fault.
 REACHING_STEPS = ("resolve", "connect", "tls", "greeting", "starttls", "capability")
-STEPS = (*REACHING_STEPS, "id", "login")
+STEPS = ("local", "queue", *REACHING_STEPS, "id", "login")
 
 LOGIN_OUTCOMES = (
     Outcome.OK,
@@ -44,6 +44,7 @@ SESSION_OUTCOMES = (
     Outcome.IDLE_TIMEOUT,
     Outcome.TRY_LIMIT,
     Outcome.DRAINED,
+    Outcome.MOVED,
     Outcome.EXPIRED,
     Outcome.SERVER_BUG,
 )
@@ -71,16 +72,15 @@ _SESSIONS = metrics.gauge(
 )
 _CONNECTIONS = metrics.counter("porter_connections_total", "Connections let in.", listener=None)
 _REFUSED = metrics.counter(
-    "porter_connections_refused_total", "Connections closed at once, by the limit that was reached.", limit=LIMITS
+    "porter_connections_refused_total",
+    "Connections closed at once, by the limit that was reached, or why else.",
+    limit=LIMITS,
 )
 _LIMITED = metrics.counter(
     "porter_login_limits_total", "Logins refused because of a limit, by the limit that was reached.", limit=LOGIN_LIMITS
 )
 _ENDED = metrics.counter(
     "porter_sessions_ended_total", "Sessions that are over, by how they ended.", outcome=SESSION_OUTCOMES
-)
-_BACKEND_UP = metrics.gauge(
-    "porter_backend_up", "1 if the backend could be reached when last tried, 0 if not.", merge="min", backend=None
 )
 _BACKEND_SESSIONS = metrics.gauge("porter_backend_sessions", "Sessions logged in at the backend.", backend=None)
 _BACKEND_FAILURES = metrics.counter(
@@ -102,19 +102,11 @@ _LOOP_DELAY = metrics.histogram(
 class _BackendMetrics:
     """One backend's series."""
 
-    __slots__ = ("failures", "is_up", "sessions", "up")
+    __slots__ = ("failures", "sessions")
 
     def __init__(self, name: str, sessions: NumberTally) -> None:
-        self.up = _BACKEND_UP.labels(name)
-        self.up.set(1)  # until tried: an alert at start would be about nothing
-        self.is_up = True
         self.sessions = sessions
         self.failures = {step: _BACKEND_FAILURES.labels(name, step) for step in STEPS}
-
-    def set_up(self, up: bool) -> None:
-        if up is not self.is_up:
-            self.is_up = up
-            self.up.set(int(up))
 
 
 class SessionMetrics:
@@ -134,7 +126,9 @@ class SessionMetrics:
         self._refused = {limit: _REFUSED.labels(limit) for limit in LIMITS}
         self._limited = {limit: _LIMITED.labels(limit) for limit in LOGIN_LIMITS}
         self._ended = {outcome: number(_ENDED.labels(outcome)) for outcome in SESSION_OUTCOMES}
-        self._backends = {name: _BackendMetrics(name, number(_BACKEND_SESSIONS.labels(name))) for name in backend_names}
+        self._backends: dict[str, _BackendMetrics] = {}
+        for name in backend_names:
+            self._backend(name)
         self._tls_failures = {reason: _TLS_FAILURES.labels(reason) for reason in (*TLS_FAILURES, OTHER)}
         self._loop_delay = HistogramTally(_LOOP_DELAY, LOOP_DELAY_BUCKETS)
         METRICS.on_flush(self.flush)
@@ -165,35 +159,41 @@ class SessionMetrics:
         """A login that a client offered came to its end."""
         self._attempts.get(mechanism, self._attempts[OTHER])[outcome].value += 1
 
-    def backend_answered(self, backend: str) -> None:
-        """A backend let a session in."""
-        self._backends[backend].set_up(True)
-
-    def backend_failed(self, backend: str, outcome: Outcome, step: str) -> None:
-        """A backend login failed. The backend counts as down only where it could not be talked to."""
-        series = self._backends[backend]
-        series.failures[step if step in STEPS else "login"].inc()
-        if step in REACHING_STEPS:
-            series.set_up(False)
-        elif outcome is not Outcome.UNAVAILABLE:
-            series.set_up(True)  # it has looked at the login and said no
+    def backend_failed(self, backend: str, step: str) -> None:
+        """A backend login failed."""
+        self._backend(backend).failures[step if step in STEPS else "login"].inc()
 
     def logged_in(self, backend: str) -> None:
         """A session went from the state before login to the one behind it."""
         self._not_authenticated.value -= 1
         self._authenticated.value += 1
-        self._backends[backend].sessions.value += 1
+        self._backend(backend).sessions.value += 1
 
     def closed_before_login(self, outcome: Outcome) -> None:
         """A connection ended without a session."""
         self._not_authenticated.value -= 1
         self._end(outcome)
 
-    def closed_after_login(self, backend: str, outcome: Outcome) -> None:
-        """An established session ended."""
+    def left_backend(self, backend: str) -> None:
+        """A session has no backend any more; its client may linger."""
+        series = self._backends.get(backend)
+        if series is not None:  # else forgotten, with all that was counted there
+            series.sessions.value -= 1
+
+    def closed_after_login(self, outcome: Outcome) -> None:
+        """An established session ended, after left_backend()."""
         self._authenticated.value -= 1
-        self._backends[backend].sessions.value -= 1
         self._end(outcome)
+
+    def forget_backend(self, name: str) -> None:
+        """Discovery has taken a backend back."""
+        series = self._backends.pop(name, None)
+        if series is None:
+            return
+        self._numbers.remove(series.sessions)
+        _BACKEND_SESSIONS.remove(name)
+        for step in STEPS:
+            _BACKEND_FAILURES.remove(name, step)
 
     def loop_delay(self, seconds: float) -> None:
         """The event loop woke up this late."""
@@ -206,6 +206,14 @@ class SessionMetrics:
         for tally in self._phases.values():
             tally.flush()
         self._loop_delay.flush()
+
+    def _backend(self, name: str) -> _BackendMetrics:
+        """One backend's series; those that DNS names are met as they come."""
+        series = self._backends.get(name)
+        if series is None:
+            sessions = self._number(_BACKEND_SESSIONS.labels(name))
+            series = self._backends[name] = _BackendMetrics(name, sessions)
+        return series
 
     def _number(self, metric: Counter | Gauge) -> NumberTally:
         tally = NumberTally(metric)

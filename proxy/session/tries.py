@@ -84,7 +84,7 @@ class Tries:
         session.mechanism = mechanism
         session.authentication_identity = authentication_identity
         session.authorization_identity = authorization_identity
-        session.name = session.backend = session.source = ""
+        session.name = session.backend = session.source = session.epoch = ""
         session.stale = False
 
     def _origin(self) -> Origin:
@@ -143,11 +143,13 @@ class Tries:
             "login.refused",
             session_id=session.id,
             client=str(session.client),
+            via=session.via,
             mechanism=session.mechanism,
             authentication_identity=session.authentication_identity,
             authorization_identity=session.authorization_identity,
             outcome=refusal.outcome.value,
             backend=session.backend,
+            epoch=session.epoch,
             step=refusal.step,
             limit=refusal.limit,
             detail=refusal.detail,

@@ -1,4 +1,4 @@
-"""The story of one connection: TLS, dialogue, identity, backend, and then the relay.
+"""The story of one connection: PROXY header, TLS, dialogue, identity, backend, and then the relay.
 
 Every way out of the story passes `settle`, once: one log line, the metrics, the freed places.
 """
@@ -18,12 +18,16 @@ from proxy.ledger.session import Session
 from proxy.model import Account, AccountWanted, Endpoint
 from proxy.observe.log import get_logger
 from proxy.outcome import FAREWELLS, Outcome
+from proxy.session.arrival import believed
 from proxy.session.ending import compresses, hand_over, settle
 from proxy.session.house import House
 from proxy.session.tries import Tries
 from proxy.transport.door import Door
+from proxy.transport.listen import plain_host
+from proxy.transport.proxy_header import ProxyHeaderError
+from proxy.transport.proxy_reading import read_proxy_header
 from proxy.transport.stream import ConnectionLost, PlainStream, Stream
-from proxy.transport.tls import TlsFailed, accept_tls
+from proxy.transport.tls import TlsFailed, TlsStream, accept_tls
 
 log = get_logger()
 
@@ -41,13 +45,16 @@ class LoggedIn:
     early: bytes
 
 
-async def serve_client(sock: socket.socket, client: Endpoint, door: Door, house: House) -> None:
+async def serve_client(sock: socket.socket, peer: Endpoint, door: Door, house: House) -> None:
     """Serve one accepted connection up to its login, then hand it to the relay engine.
 
     The place that `house.admission` gave is given back at the session's end, wherever that is. One boundary for bugs:
     whatever is raised in here ends this session only.
+
+    Args:
+        peer: The other end. Where the listener expects a PROXY header from it, its place is counted by no address yet.
     """
-    session = Session(client, door.name)
+    session = Session(peer, door.name, admitted=None if door.expects_header(peer.host) else peer.host)
     house.metrics.opened(door.name)
     visit = Visit(session, door, house, PlainStream(sock))
     house.visits.add(visit)
@@ -83,13 +90,18 @@ class Visit:
         self.stream = stream  # closed by serve_client, or handed to the relay
         now, timeouts = trio.current_time(), house.settings.timeouts
         self._login_deadline = now + timeouts.login
+        self._peer = session.client
+        self._front: Endpoint | None = session.client  # who speaks here, so far as is known
+        self._arrived: tuple[Endpoint | None, str] | None = None  # before an ID was believed
+        self._header_awaited = door.expects_header(self._peer.host)
         # Around all of run(). One scope whose deadline moves: scopes, and moving them, are a cost of every login.
         self._shaking_hands = door.tls == "implicit"
         self._tries = Tries(session, house)
         self._drained = False
         self._reads = 0
         self._sending = False  # while a send is under way; still True: it was interrupted
-        first = min(timeouts.login, timeouts.handshake) if self._shaking_hands else timeouts.login
+        greets = not (self._shaking_hands or self._header_awaited)
+        first = timeouts.login if greets else min(timeouts.login, timeouts.handshake)
         self.scope = trio.CancelScope(deadline=now + first)
 
     def close(self) -> None:
@@ -99,9 +111,13 @@ class Visit:
     async def run(self) -> Outcome:
         """The way to the relay (OK) or to the door (anything else)."""
         try:
+            if self._header_awaited and (limit := await self._read_header()):
+                return self._refused(limit)
             if self.door.tls == "implicit":
                 await self._start_tls()
             logged_in = await self._log_in()
+        except ProxyHeaderError as exc:
+            return self._header_failed(str(exc))
         except TlsFailed as exc:
             return self._tls_failed(exc.reason, str(exc))
         except ConnectionLost:
@@ -121,9 +137,49 @@ class Visit:
         """run() was cut short by its scope: why?"""
         if self._drained:
             return Outcome.DRAINED
+        if self._header_awaited:
+            return self._header_failed("no PROXY header came in time")
         if self._shaking_hands:
             return self._tls_failed("timeout", "handshake not finished in time")
         return Outcome.LOGIN_TIMEOUT
+
+    async def _read_header(self) -> str | None:
+        """Learn who the client is. Gives the limit that it has reached, if it has."""
+        session = self.session
+        header = await read_proxy_header(self.stream.socket)
+        self._header_awaited = False
+        if self.door.tls != "implicit":
+            self.scope.deadline = self._login_deadline
+        if header.client is not None:
+            session.client, session.local, session.via = header.client, header.local, str(self._peer)
+        self._front = header.client
+        session.tls = header.tls
+        limit = self.house.admission.identify(session.client.host)
+        if limit is None:
+            session.admitted = session.client.host
+        return limit
+
+    def _refused(self, limit: str) -> Outcome:
+        """There may be no more connections from this client's address."""
+        session = self.session
+        self.house.metrics.refused(limit)
+        value = getattr(self.house.settings.limits, limit, None)
+        log.info(
+            "connection.refused",
+            client=str(session.client),
+            via=session.via,
+            listener=session.listener,
+            limit=limit,
+            value=value,
+        )
+        return Outcome.LIMIT
+
+    def _header_failed(self, detail: str) -> Outcome:
+        """Who should have said who the client is has not."""
+        self._shaking_hands = True  # nothing can be said: TLS may be expected
+        log.warning("proxy_header.refused", peer=str(self._peer), listener=self.session.listener, detail=detail)
+        self.house.metrics.refused("proxy_header")
+        return Outcome.PROTOCOL_VIOLATION
 
     async def _start_tls(self) -> None:
         """Handshake within `timeouts.handshake`."""
@@ -138,6 +194,8 @@ class Visit:
             before_work=self.house.engine.turn,
         )
         self._shaking_hands, self.session.secure = False, True
+        if self.house.introduces and isinstance(self.stream, TlsStream):
+            self.session.tls = self.stream.facts()
         self.scope.deadline = self._login_deadline
         self.house.metrics.phase("tls", trio.current_time() - began)
 
@@ -148,6 +206,8 @@ class Visit:
 
     async def _log_in(self) -> LoggedIn | Outcome:
         """The dialogue until a login succeeds (LoggedIn) or the connection has to end (an Outcome)."""
+        if self.house.introduces:
+            self._note_arrival()
         dialogue = PreAuthDialogue(
             secure=self.session.secure or self.door.trusted,
             starttls=self.door.tls == "starttls",
@@ -167,6 +227,7 @@ class Visit:
                     await self._start_tls()
                     dialogue = dialogue.after_tls(self.house.mechanisms.offered(self.stream, self.door))
                 case AccountWanted():
+                    self._take_id(dialogue)
                     account = await self._tries.look_up(event)
                     if isinstance(account, Account):
                         dialogue.supply(account)
@@ -177,6 +238,7 @@ class Visit:
                     if self._tries.used_up:
                         return Outcome.TRY_LIMIT
                 case LoginOffered():
+                    self._take_id(dialogue)
                     backend = await self._tries.offer(event.credentials)
                     if isinstance(backend, BackendSession):
                         return await self._accept(dialogue, backend)
@@ -186,6 +248,29 @@ class Visit:
                     return Outcome.LOGGED_OUT
                 case Gone():
                     return Outcome.CLIENT_CLOSED
+
+    def _note_arrival(self) -> None:
+        """What backends are told of the connection, besides whose it is."""
+        session = self.session
+        if session.local is None:
+            host, port, *_ = self.stream.socket.getsockname()
+            session.local = Endpoint(plain_host(host), port)
+
+    def _take_id(self, dialogue: PreAuthDialogue) -> None:
+        """What the client's ID says of where it came from, so far as it is believed."""
+        if not dialogue.client_id:
+            return
+        session, front = self.session, self._front
+        arrival = believed(dialogue.client_id, front or self._peer, session.local or front or self._peer)
+        # That there are proxies in a ring may be said by everybody: whom it is untrue of harms himself alone.
+        session.proxy_ttl = arrival.proxy_ttl
+        # Behind a balancer it is not the balancer who speaks here, even where it does not say who does.
+        if front is not None and self.door.believes_id(front.host):
+            if self._arrived is None:
+                self._arrived = session.local, session.via
+            session.client, session.local, session.via = front, *self._arrived
+            if arrival.client != front:
+                session.client, session.local, session.via = arrival.client, arrival.local, str(front)
 
     async def _next_event(self, dialogue: PreAuthDialogue) -> ServerEvent:
         """The dialogue's next event: sends what is due, reads until there is one."""
@@ -209,13 +294,13 @@ class Visit:
 
     async def _accept(self, dialogue: PreAuthDialogue, backend: BackendSession) -> LoggedIn:
         """Tell the client that it is logged in. If that fails nothing of the backend's session may stay behind."""
-        capability = after_login(backend.capability, compress=compresses(self.house, backend))
-        dialogue.accept(capability, backend.notes)
         try:
+            capability = after_login(backend.capability, compress=compresses(self.house, backend))
+            dialogue.accept(capability, backend.notes)
             await self._send(dialogue.data_to_send())
         except BaseException:
             backend.stream.close()
-            self.house.ledger.release(self.session)
+            self.house.ledger.release(self.session, opened=True)
             raise
         return LoggedIn(self.stream, backend, dialogue.trailing_data)
 

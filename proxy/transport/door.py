@@ -1,38 +1,32 @@
-"""A listener in operation: its address, how TLS begins there, and whom it lets in."""
+"""A listener in operation: its address, how TLS begins there, whom it lets in, and whom it believes."""
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Sequence
-
-from proxy.model import Endpoint
-from proxy.settings.client_models import ClientCertificates
+from proxy.settings.models import Listener
+from proxy.settings.networks import NetworkSet
 from proxy.transport.tls import ClientAuthorities, Context, ServerCertificates
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Door:
     """One entry of `listeners`."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        tls: str,
-        trusted_networks: Sequence[Network],
-        certificates: ServerCertificates | None,
-        client_certificates: ClientCertificates | None = None,
-    ) -> None:
-        self.endpoint = endpoint
-        self.name = str(endpoint)  # in logs and as a metric's label
-        self.tls = tls  # implicit, starttls, none
-        self._trusted_networks = tuple(trusted_networks)
-        self.client_certificates = client_certificates  # None: clients are not asked for any
+    def __init__(self, listener: Listener, certificates: ServerCertificates | None = None) -> None:
+        self.endpoint = listener.address
+        self.name = str(listener.address)  # in logs and as a metric's label
+        self.protocol = listener.protocol
+        self.domains = frozenset(listener.domains)  # socketmap: whose mail is known here; none: everybody's
+        self.tls = listener.tls  # implicit, starttls, none
+        self._trusted = NetworkSet(listener.trusted_networks)
+        self._balancers = NetworkSet(
+            () if listener.proxy_protocol is None else listener.proxy_protocol.trusted_networks
+        )
+        self._webmails = NetworkSet(() if listener.id_address is None else listener.id_address.trusted_networks)
+        self.client_certificates = listener.client_certificates  # None: clients are not asked for any
         self._context: Context | None = None
-        if certificates is not None and tls != "none":
+        if certificates is not None and self.tls != "none":
             clients = None
-            if client_certificates is not None:
-                clients = ClientAuthorities(client_certificates.ca, required=client_certificates.required)
+            if self.client_certificates is not None:
+                clients = ClientAuthorities(self.client_certificates.ca, required=self.client_certificates.required)
             self._context = certificates.base_context(clients)
 
     @property
@@ -47,7 +41,12 @@ class Door:
 
     def lets_in(self, host: str) -> bool:
         """Whether a client from this address may use the listener at all."""
-        if self.tls != "none":
-            return True
-        address = ipaddress.ip_address(host)
-        return any(address in network for network in self._trusted_networks)
+        return self.tls != "none" or host in self._trusted
+
+    def expects_header(self, host: str) -> bool:
+        """Whether a connection from this address begins with a PROXY header."""
+        return host in self._balancers
+
+    def believes_id(self, host: str) -> bool:
+        """Whether who comes from this address may say by ID who its client is."""
+        return host in self._webmails

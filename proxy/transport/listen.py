@@ -71,6 +71,11 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
 
 
+def plain_host(host: str) -> str:
+    """An address as people write it: IPv4 on a socket for both (RFC 4291 §2.5.5.2) as IPv4, no zone."""
+    return host.removeprefix("::ffff:").partition("%")[0]
+
+
 async def accept_forever(listener: socket.socket, accepted: Callable[[socket.socket, Any], None]) -> None:
     """Hand every new connection (non-blocking socket, peer's socket address) to `accepted`, which must not wait."""
     pausing = False

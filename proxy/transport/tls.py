@@ -1,4 +1,4 @@
-"""TLS by pyOpenSSL on the non-blocking socket itself: contexts for both sides, the handshake, TLS streams.
+"""TLS by pyOpenSSL on the non-blocking socket itself: contexts towards clients, the handshake, TLS streams.
 
 Theory of operation. A listener has one base context that is made before the first connection and never
 changed: session tickets are sealed with its keys, so a client resumes whatever certificate it was shown. The base
@@ -17,17 +17,16 @@ import contextlib
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import service_identity
 from cryptography import x509
 from OpenSSL import SSL
 from OpenSSL.crypto import FILETYPE_ASN1, X509, X509StoreFlags, dump_certificate
-from service_identity.pyopenssl import verify_hostname, verify_ip_address
 from trio.lowlevel import wait_readable, wait_writable
 
+from proxy.model import TlsFacts
 from proxy.settings.certificates import read_certificates
 from proxy.transport.client_certificate import ClientCertificate, read_client_certificate
+from proxy.transport.proxy_header import host_name
 from proxy.transport.stream import RECORD_BYTES, ConnectionLost, Transport
 
 Context = SSL.Context  # for other rooms, which do not know pyOpenSSL
@@ -61,7 +60,7 @@ class _NoCommonProtocol(Exception):
 
 def _handshake_failure(connection: SSL.Connection, error: SSL.Error) -> TlsFailed:
     detail = _describe(error)
-    problem = connection.get_app_data()  # see _note_problem
+    problem = connection.get_app_data()  # see note_problem
     refused = "certificate verify failed" in detail or "peer did not return a certificate" in detail
     return TlsFailed("certificate" if refused else "protocol", f"{detail}: {problem}" if problem else detail)
 
@@ -75,7 +74,8 @@ def _describe(error: SSL.Error) -> str:
     return str(error) or type(error).__name__
 
 
-def _new_context(method: int, minimum_version: str) -> SSL.Context:
+def new_context(method: int, minimum_version: str) -> SSL.Context:
+    """What the contexts of both sides have in common; tls_client.py makes those towards backends."""
     context = SSL.Context(method)
     context.set_min_proto_version(VERSIONS[minimum_version])
     context.set_cipher_list(_CIPHERS)
@@ -85,9 +85,6 @@ def _new_context(method: int, minimum_version: str) -> SSL.Context:
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.clear_mode(0x1)  # SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets and does not name
     return context
-
-
-# --- towards clients ---
 
 
 def _select_alpn(connection: SSL.Connection, offered: list[bytes]) -> bytes:
@@ -112,7 +109,7 @@ class ClientAuthorities:
 
     def guard(self, context: SSL.Context) -> None:
         """Ask clients for certificates, for use by clients (RFC 5280 §4.2.1.12), of these authorities alone."""
-        context.set_verify(self._mode, _note_problem)
+        context.set_verify(self._mode, note_problem)
         context.set_verify_depth(_MOST_INTERMEDIATES)
         store = context.get_cert_store()
         assert store is not None
@@ -123,7 +120,7 @@ class ClientAuthorities:
             context.add_client_ca(certificate)
 
 
-def _note_problem(connection: SSL.Connection, certificate: X509, code: int, depth: int, ok: int) -> bool:
+def note_problem(connection: SSL.Connection, certificate: X509, code: int, depth: int, ok: int) -> bool:
     """Leave OpenSSL's verdict as it is, but keep its reason, which pyOpenSSL's errors do not tell."""
     if not ok:
         problem = _VERIFY_ERRORS.get(code, f"ERROR_{code}")
@@ -132,7 +129,7 @@ def _note_problem(connection: SSL.Connection, certificate: X509, code: int, dept
 
 
 def _server_context(minimum_version: str, clients: ClientAuthorities | None) -> SSL.Context:
-    context = _new_context(SSL.TLS_SERVER_METHOD, minimum_version)
+    context = new_context(SSL.TLS_SERVER_METHOD, minimum_version)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # resumption is by tickets alone: no memory per client
     context.set_session_id(b"imap-porter")
     # Ours first: AES-128 costs a third less than the AES-256 that most clients name first, and is as safe in practice.
@@ -231,7 +228,7 @@ async def accept_tls(
     """
     connection = SSL.Connection(base, sock)
     connection.set_accept_state()
-    await _shake_hands(connection, sock, before_work, cork=speaks_first)
+    await shake_hands(connection, sock, before_work, cork=speaks_first)
     if base.get_verify_mode() != SSL.VERIFY_NONE:
         # A resumed session carries the certificate of its first handshake, and every resumption brings a new ticket.
         certificate = connection.get_peer_certificate()
@@ -240,13 +237,20 @@ async def accept_tls(
     return TlsStream(sock, connection, corked=speaks_first)
 
 
-async def _shake_hands(
+async def shake_hands(
     connection: SSL.Connection,
     sock: socket.socket,
     before_work: Callable[[], None] = no_other_work,
     *,
     cork: bool = False,
 ) -> None:
+    """The handshake of either side. The caller owns the deadline.
+
+    Args:
+        cork: Our last flight waits in the kernel for what is sent next.
+    Raises:
+        TlsFailed: It cannot succeed.
+    """
     corked = False
     while True:
         before_work()
@@ -278,65 +282,6 @@ def _cork(sock: socket.socket, on: bool) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
 
-# --- towards backends ---
-
-
-def client_context(ca: Path | None, *, verify: bool) -> SSL.Context:
-    """A context for connections to backends.
-
-    Args:
-        ca: PEM file of the authorities to trust; None: the system's.
-        verify: Whether a chain to one of them is required.
-    """
-    context = _new_context(SSL.TLS_CLIENT_METHOD, "1.2")
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    if not verify:
-        context.set_verify(SSL.VERIFY_NONE)
-        return context
-    context.set_verify(SSL.VERIFY_PEER)
-    if ca is None:
-        context.set_default_verify_paths()
-    else:
-        context.load_verify_locations(str(ca))
-    return context
-
-
-async def connect_tls(sock: socket.socket, context: SSL.Context, host: str, *, is_address: bool) -> TlsStream:
-    """The client's side of a handshake, and the check that the certificate is `host`'s (RFC 7817, RFC 9525).
-
-    Raises:
-        TlsFailed: No handshake, no trusted chain, or another server's certificate.
-    """
-    connection = SSL.Connection(context, sock)
-    connection.set_connect_state()
-    if not is_address:
-        connection.set_tlsext_host_name(host.encode("idna"))
-    await _shake_hands(connection, sock)
-    if context.get_verify_mode() & SSL.VERIFY_PEER:
-        try:
-            (verify_ip_address if is_address else verify_hostname)(connection, host)
-        except (service_identity.VerificationError, service_identity.CertificateError) as exc:
-            raise TlsFailed("name", f"certificate is not for {host}: {_offered_names(connection)}") from exc
-    return TlsStream(sock, connection)
-
-
-def _offered_names(connection: SSL.Connection) -> str:
-    certificate = connection.get_peer_certificate()
-    if certificate is None:
-        return "none was sent"
-    try:
-        patterns: Any = service_identity.pyopenssl.extract_patterns(certificate)
-    except service_identity.CertificateError:
-        return "it names no host"
-    names = [_pattern_text(pattern) for pattern in patterns]
-    return "it names " + (", ".join(names[:8]) or "no host")
-
-
-def _pattern_text(pattern: Any) -> str:
-    raw = getattr(pattern, "pattern", pattern)
-    return raw.decode("ascii", "backslashreplace") if isinstance(raw, bytes) else str(raw)
-
-
 class TlsStream:
     """Octets through TLS on a socket."""
 
@@ -366,6 +311,15 @@ class TlsStream:
         if not self.binds_channel:
             return None
         return self.connection.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
+
+    def facts(self) -> TlsFacts:
+        """What was agreed on with the client."""
+        connection = self.connection
+        return TlsFacts(
+            connection.get_protocol_version_name(),
+            connection.get_cipher_name() or "",
+            host_name(connection.get_servername() or b""),
+        )
 
     def client_certificate(self, field: str) -> ClientCertificate | None:
         """Whom the client's certificate names, where the listener asks for one and the client has shown one.

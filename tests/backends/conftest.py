@@ -23,6 +23,11 @@ class Server:
     accepted: int = 0
     gone: int = 0
 
+    async def wait_until_accepted(self, count: int = 1) -> None:
+        with trio.fail_after(5):
+            while self.accepted < count:  # noqa: ASYNC110 - nothing here says when
+                await trio.sleep(0.001)
+
     async def wait_until_gone(self, count: int = 1) -> None:
         with trio.fail_after(5):
             while self.gone < count:  # noqa: ASYNC110 - nothing here says when

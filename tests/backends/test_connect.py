@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -43,7 +44,6 @@ def open_descriptors() -> int:
 )
 async def test_a_literal_address_is_asked_of_nobody(resolver: Resolver, host: str, family: int) -> None:
     address = Address(Endpoint(host, 143))
-    assert address.is_literal
     assert await address.resolve() == [(family, (host, 143))]
     assert resolver.asked == 0
 
@@ -53,7 +53,6 @@ async def test_a_name_is_looked_up_and_remembered_for_a_while(
 ) -> None:
     resolver.answer = [V6, V4]
     address = Address(NAME)
-    assert not address.is_literal
     both = [(socket.AF_INET6, V6), (socket.AF_INET, V4)]
     assert await address.resolve() == both
     resolver.answer = [V4]
@@ -63,6 +62,20 @@ async def test_a_name_is_looked_up_and_remembered_for_a_while(
     mock_clock.jump(300)
     assert await address.resolve() == both[1:]
     assert resolver.asked == 2
+
+
+async def test_addresses_that_somebody_else_knows(resolver: Resolver) -> None:
+    resolver.answer = [V4]
+    address = Address(NAME)
+    address.tell(["192.0.2.9", "2001:db8::9"])
+    assert await address.resolve() == [(socket.AF_INET, ("192.0.2.9", 143)), (socket.AF_INET6, ("2001:db8::9", 143))]
+    address.tell([])
+    with pytest.raises(Refused, match=r"DNS lists no address for d1\.example\.org") as caught:
+        await address.resolve()
+    assert (caught.value.outcome, caught.value.step) == (Outcome.UNAVAILABLE, "resolve")
+    assert resolver.asked == 0
+    address.tell(None)
+    assert await address.resolve() == [(socket.AF_INET, V4)]
 
 
 async def test_the_last_answer_outlives_an_outage_of_dns(
@@ -212,6 +225,52 @@ def no_descriptors() -> Iterator[None]:
 
 
 async def test_no_descriptor_for_a_connection(refusing: int) -> None:
+    """That is our own trouble."""
     address = Address(Endpoint(LOOPBACK, refusing))
-    with pytest.raises(Refused, match="Too many open files"), no_descriptors():
+    with pytest.raises(Refused, match="Too many open files") as caught, no_descriptors():
         await connected(address)
+    assert (caught.value.outcome, caught.value.step) == (Outcome.UNAVAILABLE, "local")
+
+
+class Short(socket.socket):
+    """Connects to nobody, for want of something."""
+
+    number = 0
+
+    def connect_ex(self, address: object) -> int:
+        return self.number
+
+
+SHORTAGES = [
+    (errno.EADDRNOTAVAIL, "local"),
+    (errno.ENOBUFS, "local"),
+    (errno.ENOMEM, "local"),
+    (errno.ENFILE, "local"),
+    (errno.ENETUNREACH, "connect"),
+    (errno.ECONNREFUSED, "connect"),
+]
+
+
+@pytest.mark.parametrize(("number", "step"), SHORTAGES)
+async def test_whose_trouble_it_is(monkeypatch: pytest.MonkeyPatch, number: int, step: str) -> None:
+    monkeypatch.setattr(Short, "number", number)
+    monkeypatch.setattr(socket, "socket", Short)
+    with pytest.raises(Refused, match=os.strerror(number)) as caught:
+        await connected(Address(Endpoint(LOOPBACK, 143)))
+    assert caught.value.step == step
+
+
+async def test_of_several_reasons_our_own_is_told(
+    monkeypatch: pytest.MonkeyPatch, resolver: Resolver, refusing: int
+) -> None:
+    """An address that could not be tried may be the one that works."""
+
+    class ShortForOne(socket.socket):
+        def connect_ex(self, address: tuple[str, int]) -> int:  # type: ignore[override]
+            return errno.EADDRNOTAVAIL if address[0] == "127.0.0.2" else super().connect_ex(address)
+
+    monkeypatch.setattr(socket, "socket", ShortForOne)
+    resolver.answer = [("127.0.0.2", refusing), (LOOPBACK, refusing)]
+    with pytest.raises(Refused, match=os.strerror(errno.EADDRNOTAVAIL)) as caught:
+        await connected(Address(NAME))
+    assert caught.value.step == "local"

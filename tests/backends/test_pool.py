@@ -1,391 +1,178 @@
-"""A login at a backend, from the connection to the tagged OK, and every step where it can stick."""
+"""The backends by name, while settings and discovery change which there are."""
 
 from __future__ import annotations
 
-import datetime
-import ssl
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-import trustme
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.backends.login import BackendSession
-from proxy.backends.pool import Backend, Pool
+from proxy.backends.backend import Backend
+from proxy.backends.pool import Pool
 from proxy.model import Credentials, Identity
-from proxy.outcome import Outcome, Refused
-from proxy.settings.models import Backends, Timeouts
-from tests.backends.conftest import LOOPBACK, Part, Resolver, Served
+from proxy.observe.metrics import exposition
+from proxy.outcome import Refused
+from proxy.settings.models import Backends, Server, Timeouts
+from tests.backends.conftest import LOOPBACK, Served
 
 ANN = Identity("ann", "backend")
 OFFERED = Credentials("LOGIN", "ann", "", b"right")
-GREETING = b"* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready\r\n"
-STARTTLS_GREETING = b"* OK [CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED] ready\r\n"
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
-@pytest.fixture(scope="session")
-def authority() -> trustme.CA:
-    return trustme.CA()
+def server(name: str, url: str = "imap://192.0.2.1", **changes: Any) -> Server:
+    return Server.model_validate({"name": name, "url": url, **changes})
 
 
-@pytest.fixture(scope="session")
-def ca(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ca") / "ca.pem"
-    authority.cert_pem.write_to_path(path)
-    return path
+def pool(*servers: Server) -> Pool:
+    return Pool(Backends(servers=servers), Timeouts())
 
 
-def server_context(authority: trustme.CA, *names: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*names).configure_cert(context)
-    return context
+def names(made: Pool) -> list[str]:
+    return [backend.name for backend in made]
 
 
-def backend(url: str, *, ca: Path | None = None, **timeouts: float) -> Backend:
-    tls: dict[str, Any] = {} if ca is None else {"ca": str(ca)}
-    settings = Backends.model_validate({"servers": [{"name": "d1", "url": url}], "tls": tls})
-    return Pool(settings, Timeouts.model_validate(timeouts))["d1"]
+def test_the_settings_come_first() -> None:
+    made = pool(server("a"), server("b"))
+    assert names(made) == ["a", "b"]
+    assert made["a"].name == "a"
+    with pytest.raises(KeyError):
+        made["c"]
 
 
-async def opened(backend: Backend) -> BackendSession:
-    with trio.fail_after(5):
-        return await backend.open(ANN, OFFERED)
+SAME = [{}, {"weight": 7}, {"state": "drain"}, {"state": "down"}, {"tag": "gold"}, {"lmtp": "192.0.2.1:24"}]
+OTHER = [{"url": "imap://192.0.2.2"}, {"url": "imaps://192.0.2.1:143"}, {"client_address": "id"},
+         {"tls": {"name": "a.example"}}]  # fmt: skip
 
 
-async def refusal(backend: Backend) -> Refused:
-    with pytest.raises(Refused) as caught:
-        await opened(backend)
-    return caught.value
+@pytest.mark.parametrize("changes", SAME)
+def test_a_backend_that_is_reached_as_before_stays(changes: dict[str, Any]) -> None:
+    made = pool(server("a"), server("b"))
+    before = made["a"]
+    made.update([server("b"), server("a", **changes)])
+    assert made["a"] is before
 
 
-async def say(stream: Stream, data: bytes) -> None:
-    await stream.send_all(data)
+@pytest.mark.parametrize("changes", OTHER)
+def test_a_backend_that_is_reached_otherwise_is_another(changes: dict[str, Any]) -> None:
+    made = pool(server("a"))
+    before = made["a"]
+    made.update([server("a", **changes)])
+    assert made["a"] is not before
 
 
-async def hear(stream: Stream) -> bytes:
-    """One command, which the proxy sends in one piece."""
-    return bytes(await stream.receive_some())
+def test_what_is_left_out_is_gone() -> None:
+    made = pool(server("a"), server("b"))
+    made.update([server("b"), server("c")])
+    assert names(made) == ["b", "c"]
 
 
-async def play(stream: Stream) -> None:
-    await say(stream, GREETING)
-    tag = (await hear(stream)).split()[0]
-    await say(stream, b"* OK [ALERT] Soon closed\r\n" + tag + b" OK [CAPABILITY IMAP4rev1 IDLE] in\r\n* 3 EXISTS\r\n")
+def series(name: str) -> set[str]:
+    """The metrics that are exported of a backend."""
+    return {
+        sample.name
+        for family in text_string_to_metric_families(exposition()[0].decode())
+        for sample in family.samples
+        if sample.labels.get("backend") == name
+    }
 
 
-def inside_tls(context: ssl.SSLContext) -> Part:
-    async def part(stream: trio.SocketStream) -> None:
-        await play(trio.SSLStream(stream, context, server_side=True))
-
-    return part
-
-
-def after_starttls(context: ssl.SSLContext) -> Part:
-    async def part(stream: trio.SocketStream) -> None:
-        await say(stream, STARTTLS_GREETING)
-        tag = (await hear(stream)).split()[0]
-        await say(stream, tag + b" OK go on\r\n")
-        inside = trio.SSLStream(stream, context, server_side=True)
-        tag = (await hear(inside)).split()[0]
-        await say(inside, b"* CAPABILITY IMAP4rev1 AUTH=PLAIN\r\n" + tag + b" OK\r\n")
-        tag = (await hear(inside)).split()[0]
-        await say(
-            inside, b"* OK [ALERT] Soon closed\r\n" + tag + b" OK [CAPABILITY IMAP4rev1 IDLE] in\r\n* 3 EXISTS\r\n"
-        )
-
-    return part
-
-
-@pytest.mark.parametrize("scheme", ["imap", "imaps", "imap+starttls"])
-async def test_a_login_by_each_way(serve: Served, authority: trustme.CA, ca: Path, scheme: str) -> None:
-    context = server_context(authority, LOOPBACK)
-    parts: dict[str, Part] = {"imap": play, "imaps": inside_tls(context), "imap+starttls": after_starttls(context)}
-    server = await serve(parts[scheme])
-    session = await opened(backend(f"{scheme}://{LOOPBACK}:{server.port}", ca=ca))
-    assert session.capability == (b"IMAP4rev1", b"IDLE")
-    assert session.notes == (b"* OK [ALERT] Soon closed\r\n",)
-    assert session.trailing_data == b"* 3 EXISTS\r\n"
-    assert session.stream.secure is (scheme != "imap")
-    assert session.connected_at <= trio.current_time()
-    session.stream.close()
-    await server.wait_until_gone()
-
-
-# --- deadlines ---
-
-
-async def say_nothing(stream: trio.SocketStream) -> None:
-    while await stream.receive_some():
-        pass
-
-
-@pytest.mark.parametrize(
-    ("scheme", "step", "detail"),
-    [
-        ("imaps", "tls", "did not answer within 0.05 s"),
-        ("imap", "greeting", "did not finish the login within 0.06 s"),
-        ("imap+starttls", "greeting", "did not finish the login within 0.06 s"),
-    ],
-)
-async def test_a_backend_that_says_nothing(serve: Served, ca: Path, scheme: str, step: str, detail: str) -> None:
-    server = await serve(say_nothing)
-    url = f"{scheme}://{LOOPBACK}:{server.port}"
-    refused = await refusal(backend(url, ca=ca, backend_connect=0.05, backend_login=0.06))
-    assert (refused.outcome, refused.step) == (Outcome.UNAVAILABLE, step)
-    assert refused.detail == f"{LOOPBACK}:{server.port} {detail}"
-    await server.wait_until_gone()
-
-
-async def test_a_backend_that_hangs_in_its_handshake_after_starttls(serve: Served, ca: Path) -> None:
-    async def hang(stream: trio.SocketStream) -> None:
-        await say(stream, STARTTLS_GREETING)
-        tag = (await hear(stream)).split()[0]
-        await say(stream, tag + b" OK go on\r\n")
-        await say_nothing(stream)
-
-    server = await serve(hang)
-    refused = await refusal(backend(f"imap+starttls://{LOOPBACK}:{server.port}", ca=ca, backend_login=0.05))
-    assert refused.outcome is Outcome.UNAVAILABLE
-    assert refused.step in ("starttls", "tls")
-    await server.wait_until_gone()
-
-
-async def test_a_backend_that_does_not_even_answer(mute: int) -> None:
-    refused = await refusal(backend(f"imap://{LOOPBACK}:{mute}", backend_connect=0.05))
-    assert (refused.outcome, refused.step) == (Outcome.UNAVAILABLE, "connect")
-    assert refused.detail == f"{LOOPBACK}:{mute} did not answer within 0.05 s"
-
-
-async def test_a_resolver_that_does_not_answer(resolver: Resolver) -> None:
-    resolver.answer = None
-    refused = await refusal(backend("imap://d1.example.org", backend_connect=0.05))
-    assert refused.outcome is Outcome.UNAVAILABLE
-    assert refused.step in ("resolve", "connect")
-
-
-# --- TLS that fails ---
-
-
-async def test_a_backend_that_closes_after_its_ok_to_starttls(serve: Served, ca: Path) -> None:
-    async def close(stream: trio.SocketStream) -> None:
-        await say(stream, STARTTLS_GREETING)
-        tag = (await hear(stream)).split()[0]
-        await say(stream, tag + b" OK go on\r\n")
-
-    server = await serve(close)
-    refused = await refusal(backend(f"imap+starttls://{LOOPBACK}:{server.port}", ca=ca))
-    assert refused.outcome is Outcome.UNAVAILABLE
-    assert refused.step in ("starttls", "tls")
-    await server.wait_until_gone()
-
-
-def unnamed_certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """A certificate with a common name alone, which vouches for itself: old administrators' work."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = folder / "unnamed.pem"
-    encoding, no_password = serialization.Encoding.PEM, serialization.NoEncryption()
-    pem.write_bytes(
-        certificate.public_bytes(encoding) + key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, no_password)
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
-    return pem, context
-
-
-@pytest.mark.parametrize("host", [LOOPBACK, "localhost"])
-@pytest.mark.parametrize("scheme", ["imaps", "imap+starttls"])
-async def test_a_certificate_without_a_name(
-    serve: Served, tmp_path: Path, resolver: Resolver, scheme: str, host: str
-) -> None:
-    pem, context = unnamed_certificate(tmp_path)
-    server = await serve(inside_tls(context) if scheme == "imaps" else after_starttls(context))
-    resolver.answer = [(LOOPBACK, server.port)]
-    refused = await refusal(backend(f"{scheme}://{host}:{server.port}", ca=pem))
-    assert (refused.outcome, refused.step) == (Outcome.UNAVAILABLE, "tls")
-    assert f"certificate is not for {host}: it names no host" in refused.detail
-    await server.wait_until_gone()
-
-
-async def test_a_certificate_for_another(serve: Served, authority: trustme.CA, ca: Path) -> None:
-    server = await serve(inside_tls(server_context(authority, "other.example.org", "192.0.2.1")))
-    refused = await refusal(backend(f"imaps://{LOOPBACK}:{server.port}", ca=ca))
-    assert (refused.outcome, refused.step) == (Outcome.UNAVAILABLE, "tls")
-    assert f"certificate is not for {LOOPBACK}: it names " in refused.detail
-    assert "other.example.org" in refused.detail
-    await server.wait_until_gone()
-
-
-async def test_a_backend_that_speaks_no_tls(serve: Served, ca: Path) -> None:
-    server = await serve(play)
-    refused = await refusal(backend(f"imaps://{LOOPBACK}:{server.port}", ca=ca))
-    assert (refused.outcome, refused.step) == (Outcome.UNAVAILABLE, "tls")
-    assert refused.detail.startswith(f"TLS with {LOOPBACK}:{server.port} failed: ")
-    await server.wait_until_gone()
-
-
-# --- ends ---
-
-
-async def reset(stream: trio.SocketStream) -> None:
-    await say(stream, GREETING)
-    await hear(stream)
-    stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, (1).to_bytes(4, "little") + bytes(4))
-    stream.socket.close()
-    raise trio.BrokenResourceError
-
-
-async def hang_up(stream: trio.SocketStream) -> None:
-    await say(stream, GREETING)
-    await hear(stream)
-
-
-@pytest.mark.parametrize("part", [reset, hang_up])
-async def test_a_backend_that_is_lost_during_the_login(serve: Served, part: Part) -> None:
-    server = await serve(part)
-    refused = await refusal(backend(f"imap://{LOOPBACK}:{server.port}"))
-    assert (refused.outcome, refused.step) == (Outcome.UNAVAILABLE, "login")
-    await server.wait_until_gone()
-
-
-async def greet_and_wait(stream: trio.SocketStream) -> None:
-    await say(stream, GREETING)
-    await say_nothing(stream)
-
-
-@pytest.mark.parametrize(("scheme", "part"), [("imap", say_nothing), ("imap", greet_and_wait), ("imaps", say_nothing)])
-async def test_a_cancelled_login_closes_the_connection(serve: Served, ca: Path, scheme: str, part: Part) -> None:
-    server = await serve(part)
-    with trio.move_on_after(0.03) as scope:
-        await backend(f"{scheme}://{LOOPBACK}:{server.port}", ca=ca).open(ANN, OFFERED)
-    assert scope.cancelled_caught
-    await server.wait_until_gone()
-
-
-async def test_a_refusal_of_the_backend_closes_the_connection(serve: Served) -> None:
-    async def refuse(stream: trio.SocketStream) -> None:
-        await say(stream, GREETING)
-        tag = (await hear(stream)).split()[0]
-        await say(stream, tag + b" NO [EXPIRED] no more\r\n")
-        await say_nothing(stream)
-
-    server = await serve(refuse)
-    refused = await refusal(backend(f"imap://{LOOPBACK}:{server.port}"))
-    assert (refused.outcome, refused.step) == (Outcome.EXPIRED, "login")
-    await server.wait_until_gone()
-
-
-# --- the probe ---
-
-METHODS: dict[str, dict[str, Any]] = {
-    "password": {},
-    "authzid": {"method": "authzid", "name": "porter", "password": {"env": "MASTER"}},
-    "token": {"method": "token"},
+OF_A_BACKEND = {
+    "porter_backend_logins",
+    "porter_backend_logins_waiting",
+    "porter_backend_tls_handshakes_total",
 }
 
 
-def probed(url: str, method: str = "password", *, ca: Path | None = None, **timeouts: float) -> Backend:
-    tls: dict[str, Any] = {} if ca is None else {"ca": str(ca)}
-    servers = [{"name": "d1", "url": url}]
-    settings = Backends.model_validate({"servers": servers, "tls": tls, "login": METHODS[method]})
-    return Pool(settings, Timeouts.model_validate(timeouts))["d1"]
+@pytest.mark.parametrize("scheme", ["imap", "imaps"])
+def test_nothing_is_exported_of_what_is_gone(scheme: str) -> None:
+    gone, moved = server("exported-gone", f"{scheme}://192.0.2.1"), server("exported-moved", "imaps://192.0.2.1")
+    made = pool(gone, moved)
+    assert series("exported-gone") == OF_A_BACKEND - (
+        {"porter_backend_tls_handshakes_total"} if scheme == "imap" else set()
+    )
+    made.update([server("exported-moved", "imaps://192.0.2.2")])
+    assert series("exported-gone") == set()
+    assert series("exported-moved") == OF_A_BACKEND
+    made.update([gone])
+    assert series("exported-gone") != set()
 
 
-async def be_probed(stream: Stream) -> None:
-    await say(stream, GREETING)
-    assert await hear(stream) == b"p1 LOGOUT\r\n"
-    await say(stream, b"* BYE\r\np1 OK\r\n")
+async def test_who_is_down_lets_nobody_in_until_it_is_up(serve: Served) -> None:
+    async def greet(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"* BYE no\r\n")
 
-
-def probed_inside_tls(context: ssl.SSLContext) -> Part:
-    async def part(stream: trio.SocketStream) -> None:
-        await be_probed(trio.SSLStream(stream, context, server_side=True))
-
-    return part
-
-
-def probed_after_starttls(context: ssl.SSLContext) -> Part:
-    async def part(stream: trio.SocketStream) -> None:
-        await say(stream, STARTTLS_GREETING)
-        await hear(stream)
-        await say(stream, b"p1 OK go on\r\n")
-        inside = trio.SSLStream(stream, context, server_side=True)
-        await hear(inside)
-        await say(inside, b"* CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN\r\np2 OK\r\n")
-        assert await hear(inside) == b"p3 LOGOUT\r\n"
-
-    return part
-
-
-@pytest.mark.parametrize("scheme", ["imap", "imaps", "imap+starttls"])
-async def test_a_probe_by_each_way(serve: Served, authority: trustme.CA, ca: Path, scheme: str) -> None:
-    context = server_context(authority, LOOPBACK)
-    parts: dict[str, Part] = {
-        "imap": be_probed,
-        "imaps": probed_inside_tls(context),
-        "imap+starttls": probed_after_starttls(context),
-    }
-    server = await serve(parts[scheme])
-    detail, seconds = await probed(f"{scheme}://{LOOPBACK}:{server.port}", ca=ca).probe()
-    assert detail == "IMAP4rev1 SASL-IR AUTH=PLAIN"
-    assert seconds >= 0
-    await server.wait_until_gone()
-
-
-async def greet_without_plain(stream: trio.SocketStream) -> None:
-    await say(stream, b"* OK [CAPABILITY IMAP4rev1 AUTH=CRAM-MD5] ready\r\n")
-    await say_nothing(stream)
-
-
-@pytest.mark.parametrize(
-    ("scheme", "part", "method", "step", "detail"),
-    [
-        ("imaps", say_nothing, "password", "tls", "did not answer within 0.05 s"),
-        ("imap", say_nothing, "password", "greeting", "did not answer within 0.06 s"),
-        ("imaps", greet_and_wait, "password", "tls", "TLS with "),
-        ("imap+starttls", greet_and_wait, "password", "starttls", "the backend offers no STARTTLS"),
-        ("imap", greet_without_plain, "authzid", "login", "the backend offers no AUTH=PLAIN"),
-        ("imap", greet_and_wait, "token", "login", "the backend offers neither AUTH=XOAUTH2 nor AUTH=OAUTHBEARER"),
-    ],
-)
-async def test_a_probe_that_sticks(
-    serve: Served,
-    ca: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    scheme: str,
-    part: Part,
-    method: str,
-    step: str,
-    detail: str,
-) -> None:
-    monkeypatch.setenv("MASTER", "s3cret")
-    server = await serve(part)
-    url = f"{scheme}://{LOOPBACK}:{server.port}"
-    timeouts = {"backend_connect": 0.05, "backend_login": 0.06} if part is say_nothing else {}
+    listening = await serve(greet)
+    backend = pool(server("a", f"imap://{LOOPBACK}:{listening.port}"))["a"]
+    backend.went_down("tls: no")
     with pytest.raises(Refused) as caught:
-        await probed(url, method, ca=ca, **timeouts).probe()
-    assert (caught.value.outcome, caught.value.step) == (Outcome.UNAVAILABLE, step)
-    assert detail in caught.value.detail
-    await server.wait_until_gone()
+        await backend.open(ANN, OFFERED)
+    assert (caught.value.step, caught.value.detail) == ("queue", "a is down: tls: no")
+    assert listening.accepted == 0
+    backend.recovered(trio.current_time())
+    with pytest.raises(Refused) as caught, trio.fail_after(5):
+        await backend.open(ANN, OFFERED)
+    assert caught.value.step == "greeting"
 
 
-async def test_a_probe_of_nobody(refusing: int, mute: int) -> None:
-    for port, detail in ((refusing, "cannot connect to "), (mute, "did not answer within 0.05 s")):
-        with pytest.raises(Refused) as caught:
-            await probed(f"imap://{LOOPBACK}:{port}", backend_connect=0.05).probe()
-        assert (caught.value.outcome, caught.value.step) == (Outcome.UNAVAILABLE, "connect")
-        assert detail in caught.value.detail
+async def test_a_backend_with_another_address_is_the_same(serve: Served) -> None:
+    async def greet(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"* OK [CAPABILITY IMAP4rev1] ready\r\n")
+        await stream.receive_some()
+
+    listening = await serve(greet)
+    found = server("pod-0", f"imap://pod-0.dovecot.example:{listening.port}")
+    made = pool(found)
+    before = made["pod-0"]
+    made.update([found], {"pod-0": (LOOPBACK,)})
+    assert made["pod-0"] is before
+    with trio.fail_after(5):
+        assert (await before.check().run()).capability == "IMAP4rev1"
+    await listening.wait_until_gone()
+
+
+async def test_a_login_under_way_goes_on_at_a_backend_that_is_dropped(serve: Served) -> None:
+    go_on = trio.Event()
+
+    async def part(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"* OK [CAPABILITY IMAP4rev1] ready\r\n")
+        await stream.receive_some()
+        go_on.set()
+        await dropped.wait()
+        await stream.send_all(b"p1 OK [CAPABILITY IMAP4rev1] in\r\n")
+
+    dropped = trio.Event()
+    listening = await serve(part)
+    made = pool(server("a", f"imap://{LOOPBACK}:{listening.port}"))
+
+    async def log_in(backend: Backend) -> None:
+        session = await backend.open(ANN, OFFERED)
+        session.stream.close()
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log_in, made["a"])
+            await go_on.wait()
+            made.update([server("b")])
+            dropped.set()
+    assert names(made) == ["b"]
+
+
+async def test_whoever_waits_is_told_of_each_change() -> None:
+    made = pool(server("a"))
+    told = 0
+
+    async def wait() -> None:
+        nonlocal told
+        while True:
+            await made.changed()
+            told += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        for _ in range(3):
+            await trio.testing.wait_all_tasks_blocked()
+            made.update([server("a")])
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert told == 3

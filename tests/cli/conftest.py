@@ -127,3 +127,23 @@ def hostile_backend() -> Iterator[int]:
         thread.start()
         yield listener.getsockname()[1]
         thread.join(20)
+
+
+@pytest.fixture
+def slow_login() -> Iterator[int]:
+    """A server that says what it can do, and nothing more once somebody wants to log in."""
+
+    def serve() -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as lines:
+                connection.sendall(b"* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] ready\r\n")
+                for _line in lines:
+                    pass
+
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        listener.settimeout(20)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(20)

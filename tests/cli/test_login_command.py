@@ -181,7 +181,7 @@ def test_mechanisms_on_the_command_line(write: Write) -> None:
 
 def test_the_backends_reply(write: Write, log_in: Try, dead_port: int) -> None:
     _, document = log_in(write([FIRST]), "ann")
-    assert document["route"] == {"backend": "d1", "why": "override", "order": ["d1"]}
+    assert document["route"] == {"backend": "d1", "why": "override"}
     backend = document["backend"]
     assert (backend["name"], backend["ok"], backend["step"]) == ("d1", False, "connect")
     assert f"{LOOPBACK}:{dead_port}" in backend["detail"]

@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "logs.md"
 LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
 # These come about inside the log itself, not by a call of a logger.
 OF_THE_LOG_ITSELF = {"log.lines_dropped", "log.line_failed", "python.logged", "python.warned"}
-_ROW = re.compile(r"^\| `([a-z]+\.[a-z_]+)` \| ([^|]+) \|([^|]*)\|", re.MULTILINE)
+_ROW = re.compile(r"^\| `([a-z_]+\.[a-z_]+)` \| ([^|]+) \|([^|]*)\|", re.MULTILINE)
 
 Told = dict[str, tuple[str, set[str]]]  # by event: level and keys
 

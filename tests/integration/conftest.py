@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.placement_stage import NAMES, Cast, StartCast
 from tests.servers.dovecot import Dovecot, write_dovecot
 from tests.servers.pki import Pki, write_pki
 from tests.servers.porter import Door, Porter, porter_settings
@@ -134,3 +136,52 @@ def door(request: pytest.FixtureRequest, dovecots: list[Dovecot], pki: Pki) -> D
 def short_folder(folder: Path) -> Path:
     """A folder for one test, with a path that fits into clients' settings and Unix sockets."""
     return Path(tempfile.mkdtemp(prefix="t-", dir=folder))
+
+
+QUICK = {"interval": "200ms", "timeout": "1s", "down_after": 2, "up_after": 2, "hold_down": "1s"}
+
+
+@pytest.fixture(scope="session")
+def three(folder: Path, pki: Pki, ports: Ports) -> Iterator[list[Dovecot]]:
+    require("dovecot")
+    servers = [write_dovecot(name, folder / f"placed-{name}", pki, ports) for name in NAMES]
+    try:
+        for server in servers:
+            server.start()
+        yield servers
+    finally:
+        for server in servers:
+            server.stop()
+
+
+@pytest.fixture
+def start_cast(folder: Path, pki: Pki, ports: Ports, three: list[Dovecot]) -> Iterator[StartCast]:
+    casts: list[Cast] = []
+
+    def start(**changes: Any) -> Cast:
+        urls = {server.name: f"imap://127.0.0.1:{server.imap_port}" for server in three}
+        settings, taken = porter_settings(pki, urls, ports)
+        place = Path(tempfile.mkdtemp(prefix="placed-", dir=folder))
+        settings["admin"] = {"socket": str(place / "admin.sock")}
+        settings["timeouts"] |= {"backend_connect": "1s", "backend_login": "2s"}
+        settings["limits"] |= {"connections_per_address": 2000}
+        settings["backends"] |= {"health": QUICK, "disconnect_spread": "1s"}
+        for section, values in changes.items():
+            given = settings.get(section, {})
+            settings[section] = [*given, *values] if isinstance(values, list) else {**given, **values}
+        casts.append(Cast(Porter(place, settings, pki, taken), three))
+        return casts[-1]
+
+    try:
+        yield start
+        for cast in casts:
+            cast.close()
+            cast.porter.stop()
+    finally:
+        for cast in casts:
+            cast.close()
+            cast.porter.kill()
+        for server in three:
+            server.send(signal.SIGCONT)
+            if not server.running:
+                server.start()

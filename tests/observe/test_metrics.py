@@ -150,15 +150,15 @@ def test_a_login_story_in_metrics() -> None:
         session.phase(phase, 0.002)
     session.attempt("PLAIN", Outcome.OK)
     session.attempt("X-FOREIGN", Outcome.AUTHENTICATION_FAILED)
-    session.backend_answered("dovecot-1")
     session.logged_in("dovecot-1")
     session.logged_in("dovecot-1")
     session.closed_before_login(Outcome.TLS_FAILED)
-    session.closed_after_login("dovecot-1", Outcome.LOGGED_OUT)
+    session.left_backend("dovecot-1")
+    session.closed_after_login(Outcome.LOGGED_OUT)
     session.refused("connections_per_address")
     session.tls_failed("protocol")
     session.tls_failed("new in this OpenSSL")
-    session.backend_failed("dovecot-1", Outcome.UNAVAILABLE, "greeting")
+    session.backend_failed("dovecot-1", "greeting")
     session.loop_delay(0.004)
     after = samples(METRICS)
     moved = {
@@ -179,15 +179,5 @@ def test_a_login_story_in_metrics() -> None:
         ("porter_tls_handshake_failures_total", "protocol"): 1,
         ("porter_tls_handshake_failures_total", "other"): 1,
         ("porter_backend_failures_total", "dovecot-1", "greeting"): 1,
-        ("porter_backend_up", "dovecot-1"): -1,
         ("porter_event_loop_delay_seconds_count",): 1,
     }
-    up = ("porter_backend_up", (("backend", "dovecot-1"),))
-    session.backend_failed("dovecot-1", Outcome.UNAVAILABLE, "login")  # one user's trouble tells nothing of the others
-    assert samples(METRICS)[up] == 0
-    session.backend_failed("dovecot-1", Outcome.AUTHENTICATION_FAILED, "login")  # it has looked and said no
-    assert samples(METRICS)[up] == 1
-    session.backend_failed("dovecot-1", Outcome.UNAVAILABLE, "connect")
-    assert samples(METRICS)[up] == 0
-    session.backend_answered("dovecot-1")
-    assert samples(METRICS)[up] == 1

@@ -8,7 +8,7 @@ from decimal import Decimal, localcontext
 
 import pytest
 
-from proxy.routing.rendezvous import Member, Rendezvous
+from proxy.routing.rendezvous import Member, Rendezvous, epoch
 
 EVEN = {"dovecot-1": 1, "dovecot-2": 1, "dovecot-3": 1}
 UNEVEN = {"dovecot-1": 1, "dovecot-2": 2, "dovecot-3": 5, "cyrus.example.org": 10}
@@ -58,6 +58,7 @@ GOLDEN_ORDERS = [
 def test_golden_orders(weights: str, key: str, order: list[str]) -> None:
     ring = Rendezvous(Member(name, weight) for name, weight in SETS[weights].items())
     assert ring.order(key) == tuple(order)
+    assert ring.first(key) == order[0]
 
 
 GOLDEN_SCORES = [
@@ -90,19 +91,18 @@ def test_golden_scores(key: str, scores: list[tuple[str, float]]) -> None:
 
 
 def test_golden_epochs() -> None:
-    def epoch(*members: Member) -> str:
-        return Rendezvous(members).epoch
-
-    assert epoch(Member("a"), Member("b", 2)) == epoch(Member("b", 2.0), Member("a", 1)) == "a30ec4f395e5"
+    assert epoch([Member("a"), Member("b", 2)]) == epoch([Member("b", 2.0), Member("a", 1)]) == "a30ec4f395e5"
+    assert epoch([Member("b", 2, "drain"), Member("a", tag="gold")]) == "0ac960089583"
     different = {
-        epoch(Member("a"), Member("b", 2)),
-        epoch(Member("a"), Member("b")),
-        epoch(Member("a"), Member("c", 2)),
-        epoch(Member("a"), Member("b", 2, "drain")),
-        epoch(Member("a"), Member("b", 2), Member("c", 0)),
-        epoch(),
+        epoch([Member("a"), Member("b", 2)]),
+        epoch([Member("a"), Member("b")]),
+        epoch([Member("a"), Member("c", 2)]),
+        epoch([Member("a"), Member("b", 2, "drain")]),
+        epoch([Member("a"), Member("b", 2, tag="drain")]),
+        epoch([Member("a"), Member("b", 2), Member("c", 0)]),
+        epoch([]),
     }
-    assert len(different) == 6
+    assert len(different) == 7
 
 
 def test_the_hash_is_the_one_of_b2sum() -> None:
@@ -117,12 +117,14 @@ def test_weight_0_gets_no_homes_and_changes_nobody_elses() -> None:
     without = Rendezvous([Member("a", 1), Member("c", 1)])
     for number in range(200):
         assert with_it.order(f"{number}") == without.order(f"{number}")
+        assert with_it.first(f"{number}") == without.first(f"{number}")
     assert [score.name for score in with_it.scores("x")][-1] == "b"
 
 
 @pytest.mark.parametrize("members", [[], [Member("a", 0)]])
 def test_nobody_to_place_with(members: list[Member]) -> None:
     assert Rendezvous(members).order("alice") == ()
+    assert Rendezvous(members).first("alice") == ""
 
 
 def test_equal_scores_go_to_the_name_that_sorts_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,9 +139,13 @@ def test_equal_scores_go_to_the_name_that_sorts_first(monkeypatch: pytest.Monkey
             return b"\x80" * 8
 
     monkeypatch.setattr("proxy.routing.rendezvous.blake2b", lambda *args, **kwargs: SameForAll())
-    monkeypatch.setattr("proxy.routing.rendezvous._epoch", lambda members: "")
-    assert Rendezvous([Member("c"), Member("a"), Member("b")]).order("x") == ("a", "b", "c")
-    assert Rendezvous([Member("c", 2), Member("a"), Member("b", 2)]).order("x") == ("b", "c", "a")
+    for members, order in (
+        ([Member("c"), Member("a"), Member("b")], ("a", "b", "c")),
+        ([Member("c", 2), Member("a"), Member("b", 2)], ("b", "c", "a")),
+    ):
+        ring = Rendezvous(members)
+        assert ring.order("x") == order
+        assert ring.first("x") == order[0]
 
 
 @pytest.mark.parametrize("digest", [b"\x00" * 8, b"\xff" * 8])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt import PyJWK
 
+from tests.servers import processes
 from tests.servers.accounts import MASTER, MASTER_PASSWORD, USERS
 from tests.servers.pki import Pki
 from tests.servers.ports import Ports, wait_until_listening
@@ -35,6 +37,7 @@ auth_mechanisms = {mechanisms}
 auth_master_user_separator = *
 auth_failure_delay = 0
 login_trusted_networks = 127.0.0.0/8
+haproxy_trusted_networks = 127.0.0.0/8
 mail_location = maildir:{folder}/mail/%u
 first_valid_uid = 1
 first_valid_gid = 1
@@ -72,7 +75,7 @@ service imap-login {{
     port = {imaps_port}
     ssl = yes
   }}
-  service_count = 0
+{more_listeners}  service_count = 0
   client_limit = 1000
 }}
 # Without this the answer to each failed login takes longer than the one before.
@@ -81,6 +84,26 @@ service anvil {{
     mode = 0
   }}
 }}
+"""
+# Connections that begin with a PROXY header, v1 or v2.
+BEHIND_PROXIES = """
+  inet_listener imap_haproxy {{
+    port = {proxied_imap_port}
+    haproxy = yes
+  }}
+  inet_listener imaps_haproxy {{
+    port = {proxied_imaps_port}
+    ssl = yes
+    haproxy = yes
+  }}
+"""
+# The greeting names the client's address as the server sees it.
+TELLING = "login_greeting = Dovecot ready for %r.\n"
+CLIENT_CERTIFICATES = """
+ssl_ca = <{client_ca}
+ssl_verify_client_cert = yes
+ssl_require_crl = no
+auth_ssl_require_client_cert = yes
 """
 # A JWT counts if its header says `typ: JWT`, its `iss` is listed, its `sub` is the name that was asked for, and a key
 # lies at keys/AZP/ALG/KID. New keys count at once.
@@ -124,6 +147,8 @@ class Dovecot:
     folder: Path
     imap_port: int
     imaps_port: int
+    proxied_imap_port: int = 0  # behind a PROXY header, where it was asked for
+    proxied_imaps_port: int = 0
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -138,7 +163,8 @@ class Dovecot:
                 [require("dovecot"), "-F", "-c", str(self.configuration)], stdout=output, stderr=output
             )
         try:
-            wait_until_listening({self.imap_port, self.imaps_port}, 10, self._check_alive)
+            ports = {self.imap_port, self.imaps_port, self.proxied_imap_port, self.proxied_imaps_port}
+            wait_until_listening(ports - {0}, 10, self._check_alive)
         except BaseException:
             self.stop()
             raise
@@ -159,6 +185,26 @@ class Dovecot:
             self._process.kill()
             self._process.wait(5)
         self._process = None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to each of its processes."""
+        if self._process is not None and self._process.poll() is None:
+            processes.send(self._process.pid, number)
+
+    def kill(self) -> None:
+        """End it as a machine ends that loses its power."""
+        assert self._process is not None
+        self.send(signal.SIGKILL)
+        self._process.wait(5)
+        self._process = None
+        # What it listened on is still there, and would be in the way.
+        for path in (self.folder / "run").glob("**/*"):
+            if path.is_socket() or path.name == "master.pid":
+                path.unlink()
 
     def log(self) -> str:
         """Its log, with a line for every login."""
@@ -196,16 +242,31 @@ class Dovecot:
             _own(path)
 
 
-def write_dovecot(name: str, folder: Path, pki: Pki, ports: Ports, *, tokens: Sequence[str] = ()) -> Dovecot:
+def write_dovecot(
+    name: str,
+    folder: Path,
+    pki: Pki,
+    ports: Ports,
+    *,
+    tokens: Sequence[str] = (),
+    proxied: bool = False,
+    telling: bool = False,
+    client_certificates: bool = False,
+) -> Dovecot:
     """Write all that one server needs into `folder`.
 
     Args:
         tokens: Issuers whose tokens it takes, by XOAUTH2 and OAUTHBEARER; their keys it gets by trust_keys().
+        proxied: It listens on two more ports, for connections that begin with a PROXY header.
+        telling: Its greeting names the address that it takes for the client's.
+        client_certificates: Whoever logs in needs a certificate of `pki.client_ca`.
     """
     _make(folder)
     for part in ("run", "state", "rawlog"):
         _make(folder / part)
     dovecot = Dovecot(name, folder, ports.take(), ports.take())
+    if proxied:
+        dovecot.proxied_imap_port, dovecot.proxied_imaps_port = ports.take(), ports.take()
     owner, group = _mail_owner()
     values = {
         "mechanisms": "plain login xoauth2 oauthbearer" if tokens else "plain login",
@@ -216,10 +277,18 @@ def write_dovecot(name: str, folder: Path, pki: Pki, ports: Ports, *, tokens: Se
         "private_key": pki.private_key,
         "imap_port": dovecot.imap_port,
         "imaps_port": dovecot.imaps_port,
+        "proxied_imap_port": dovecot.proxied_imap_port,
+        "proxied_imaps_port": dovecot.proxied_imaps_port,
+        "client_ca": pki.client_ca,
         "owner": owner,
         "group": group,
     }
+    values["more_listeners"] = BEHIND_PROXIES.format(**values) if proxied else ""
     text = CONFIGURATION
+    if telling:
+        text += TELLING
+    if client_certificates:
+        text += CLIENT_CERTIFICATES
     if tokens:
         text += TOKENS
         (folder / "oauth2.conf").write_text(TOKENS_CONFIGURATION.format(**values))

@@ -22,6 +22,10 @@ declare -A package_of=(
   [/usr/bin/thunderbird]=thunderbird
   [/usr/bin/certutil]=libnss3-tools
   [/usr/bin/script]=bsdutils
+  [/usr/sbin/postmap]=postfix
+  [/usr/sbin/nsd]=nsd
+  [/usr/sbin/haproxy]=haproxy
+  [/usr/lib/nginx/modules/ngx_stream_module.so]=libnginx-mod-stream
 )
 missing=()
 for file in "${!package_of[@]}"; do

@@ -121,7 +121,7 @@ class Porter:
             return len(found) >= count
 
         if not wait_for(enough, seconds):
-            raise AssertionError(f"{len(found)} of {count} {event} {values} in the log:\n{self.output()}")
+            raise AssertionError(f"{len(found)} of {count} {event} {values} in the log:\n{self.output()[-20_000:]}")
         return found
 
     def metrics(self) -> Metrics:

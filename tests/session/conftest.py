@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ import trustme
 
 from proxy.auth.passwords import Parameters, hash_password
 from proxy.auth.scram_keys import MIN_ITERATIONS, make_scram_keys, scram_text
-from proxy.model import Endpoint
 from proxy.settings.models import Settings
 from proxy.settings.secret import Secret
 from proxy.transport.door import Door
@@ -84,7 +82,7 @@ async def stage(
         backend = Backend(parts or (dovecot,))
         port = await backend.bind()
         if listening:
-            nursery.start_soon(backend.serve)
+            await nursery.start(backend.serve)
         trusted = [] if tls != "none" else ["127.0.0.0/8"]
         plain: dict[str, Any] = {
             "version": 1,
@@ -95,9 +93,8 @@ async def stage(
         }
         for section, values in changes.items():
             plain[section] = {**plain.get(section, {}), **values} if isinstance(values, dict) else values
-        networks = [ipaddress.ip_network(network) for network in trusted]
-        door = Door(Endpoint(LOOPBACK, 1143), tls, networks, certificates)
-        scenes.append(Scene(nursery, Settings.model_validate(plain), door, backend, events))
+        settings = Settings.model_validate(plain)
+        scenes.append(Scene(nursery, settings, Door(settings.listeners[0], certificates), backend, events))
         return scenes[-1]
 
     yield set_scene

@@ -14,16 +14,16 @@ from OpenSSL import SSL
 from OpenSSL.crypto import X509
 
 from proxy.model import Endpoint
-from proxy.settings.client_models import ClientCertificates
+from proxy.settings.backend_models import BackendTls
+from proxy.settings.client_models import ClientCertificates, Listener
 from proxy.transport import tls
 from proxy.transport.door import Door
 from proxy.transport.tls import (
     ClientAuthorities,
     ServerCertificates,
     accept_tls,
-    client_context,
-    connect_tls,
 )
+from proxy.transport.tls_client import TlsClient, client_context
 from tests.servers.pki import ClientAuthority, KeyPair, Pki
 from tests.transport.visits import assert_refused, client, visit
 
@@ -124,7 +124,7 @@ async def test_a_check_that_breaks_lets_nobody_in(
     def broken(*arguments: object) -> bool:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(tls, "_note_problem", broken)
+    monkeypatch.setattr(tls, "note_problem", broken)
     listening = certificates.base_context(ClientAuthorities(pki.client_ca, required=False))
     assert_refused(await visit(listening, client(pki.clients["san.email"])), "certificate verify failed")
 
@@ -268,7 +268,7 @@ def test_a_file_without_certificates_is_told(tmp_path: Path) -> None:
 
 async def asked(base: SSL.Context, version: int, name: str) -> list[str]:
     """The authorities that a server names to its clients (RFC 8446 §4.2.4)."""
-    context = client_context(None, verify=False)
+    context = client_context(BackendTls(verify=False))
     context.set_min_proto_version(version)
     context.set_max_proto_version(version)
     here, there = socket.socketpair()
@@ -277,7 +277,7 @@ async def asked(base: SSL.Context, version: int, name: str) -> list[str]:
         there.setblocking(False)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: accept_tls(there, base, speaks_first=False))
-            stream = await connect_tls(here, context, name, is_address=False)
+            stream = await TlsClient(context, name).connect(here)
         return [x.rfc4514_string() for x in stream.connection.get_client_ca_list(as_cryptography=True)]
 
 
@@ -336,6 +336,7 @@ def test_the_door_brings_the_setting(
     setting = None
     if required is not None:
         setting = ClientCertificates.model_validate({"ca": pki.client_ca, "name": "san.dns", "required": required})
-    door = Door(Endpoint("::", 993), "implicit", [], certificates, setting)
+    listener = Listener(address=Endpoint("::", 993), tls="implicit", client_certificates=setting)
+    door = Door(listener, certificates)
     assert door.client_certificates is setting
     assert door.context().get_verify_mode() == mode

@@ -7,6 +7,8 @@ import ipaddress
 import pytest
 
 from proxy.model import Endpoint
+from proxy.settings.addresses import Network
+from proxy.settings.models import Listener, TrustedPeers
 from proxy.transport.door import Door
 
 LETS_IN = [
@@ -26,9 +28,23 @@ LETS_IN = [
 ]
 
 
+def read(networks: list[str]) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(network) for network in networks)
+
+
 @pytest.mark.parametrize(("tls", "networks", "client", "in_"), LETS_IN)
 def test_lets_in(tls: str, networks: list[str], client: str, in_: bool) -> None:
-    door = Door(Endpoint("::", 143), tls, [ipaddress.ip_network(network) for network in networks], None)
+    door = Door(Listener.model_construct(address=Endpoint("::", 143), tls=tls, trusted_networks=read(networks)))
     assert door.lets_in(client) is in_
     assert door.name == "[::]:143"
     assert door.trusted is (tls == "none")
+
+
+@pytest.mark.parametrize(("client", "trusted"), [("10.1.2.3", True), ("192.0.2.1", False), ("2001:db8::1", False)])
+def test_whom_it_believes(client: str, trusted: bool) -> None:
+    peers = TrustedPeers(trusted_networks=read(["10.0.0.0/8"]))
+    address = Endpoint("::", 993)
+    behind = Door(Listener(address=address, tls="implicit", proxy_protocol=peers))
+    assert (behind.expects_header(client), behind.believes_id(client)) == (trusted, False)
+    webmail = Door(Listener(address=address, tls="implicit", id_address=peers))
+    assert (webmail.expects_header(client), webmail.believes_id(client)) == (False, trusted)

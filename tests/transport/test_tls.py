@@ -13,10 +13,16 @@ import trustme
 from cryptography import x509
 from OpenSSL import SSL
 
+from proxy.settings.backend_models import BackendTls
 from proxy.transport.stream import ConnectionLost
-from proxy.transport.tls import ServerCertificates, TlsFailed, TlsStream, accept_tls, client_context, connect_tls
+from proxy.transport.tls import ServerCertificates, TlsFailed, TlsStream, accept_tls
+from proxy.transport.tls_client import TlsClient, client_context
 
 Pair = tuple[socket.socket, socket.socket]
+
+
+def unverified() -> SSL.Context:
+    return client_context(BackendTls(verify=False))
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +72,6 @@ async def shake_hands(
     context: SSL.Context,
     host: str = "localhost",
     *,
-    is_address: bool = False,
     speaks_first: bool = False,
 ) -> tuple[TlsStream, TlsStream]:
     """Both sides at once: (client's stream, server's stream)."""
@@ -79,7 +84,7 @@ async def shake_hands(
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept)
-            done["client"] = await connect_tls(client, context, host, is_address=is_address)
+            done["client"] = await TlsClient(context, host).connect(client)
     return done["client"], done["server"]
 
 
@@ -104,17 +109,35 @@ async def test_the_certificate_is_chosen_by_name(
     sockets: Pair, issue: Callable[..., tuple[Path, Path]], asked: str, shown: str
 ) -> None:
     pairs = [issue("default.example"), issue("imap.example.org"), issue("*.wild.example")]
-    client, _ = await shake_hands(
-        sockets, ServerCertificates(pairs, "1.2"), client_context(None, verify=False), host=asked
-    )
+    client, _ = await shake_hands(sockets, ServerCertificates(pairs, "1.2"), unverified(), host=asked)
     assert peer_name(client) == shown
+
+
+ASKED = [
+    ("IMAP_1.example-a.org", "IMAP_1.example-a.org"),
+    ("a b", ""),
+    ("a\r\nb", ""),
+    ("a;b", ""),
+    ("", ""),
+]
+
+
+@pytest.mark.parametrize(("asked", "told"), ASKED)
+async def test_backends_hear_of_host_names_alone(
+    sockets: Pair, issue: Callable[..., tuple[Path, Path]], asked: str, told: str
+) -> None:
+    certificates = ServerCertificates([issue("default.example")], "1.2")
+    _, server = await shake_hands(sockets, certificates, unverified(), host=asked)
+    facts = server.facts()
+    assert (facts.version, facts.server_name) == ("TLSv1.3", told)
+    assert facts.cipher
 
 
 async def test_octets_pass_both_ways_and_an_end_is_an_end(
     sockets: Pair, issue: Callable[..., tuple[Path, Path]], ca: Path
 ) -> None:
     certificates = ServerCertificates([issue("localhost")], "1.2")
-    client, server = await shake_hands(sockets, certificates, client_context(ca, verify=True))
+    client, server = await shake_hands(sockets, certificates, client_context(BackendTls(ca=ca)))
     big = bytes(range(256)) * 12000
 
     async def send() -> None:
@@ -134,7 +157,7 @@ async def test_a_connection_that_breaks_is_no_end(
     sockets: Pair, issue: Callable[..., tuple[Path, Path]], ca: Path
 ) -> None:
     certificates = ServerCertificates([issue("localhost")], "1.2")
-    _, server = await shake_hands(sockets, certificates, client_context(ca, verify=True))
+    _, server = await shake_hands(sockets, certificates, client_context(BackendTls(ca=ca)))
     sockets[0].close()
     with pytest.raises(ConnectionLost):
         await server.receive()
@@ -146,7 +169,7 @@ async def test_a_greeting_after_the_handshake_arrives(
 ) -> None:
     certificates = ServerCertificates([issue("localhost")], "1.2")
     client, server = await shake_hands(
-        sockets, certificates, client_context(ca, verify=True), speaks_first=speaks_first
+        sockets, certificates, client_context(BackendTls(ca=ca)), speaks_first=speaks_first
     )
     await server.send(b"* OK\r\n")
     await server.send(b"* BYE\r\n")
@@ -243,50 +266,6 @@ async def test_what_is_no_tls_fails(sockets: Pair, issue: Callable[..., tuple[Pa
     assert failure.reason in ("protocol", "closed")
 
 
-async def test_a_backend_of_another_name_is_refused_by_both_names(
-    sockets: Pair, issue: Callable[..., tuple[Path, Path]], ca: Path
-) -> None:
-    certificates = ServerCertificates([issue("other.example", "third.example")], "1.2")
-    with pytest.raises(TlsFailed, match=r"not for localhost.*other\.example, third\.example") as failure:
-        await _connect_alone(sockets, certificates, client_context(ca, verify=True), "localhost", is_address=False)
-    assert failure.value.reason == "name"
-
-
-async def test_a_backend_may_be_verified_by_address(
-    sockets: Pair, issue: Callable[..., tuple[Path, Path]], ca: Path
-) -> None:
-    certificates = ServerCertificates([issue("127.0.0.1")], "1.2")
-    await shake_hands(sockets, certificates, client_context(ca, verify=True), "127.0.0.1", is_address=True)
-
-
-async def test_a_backend_that_nobody_vouches_for_is_refused(
-    sockets: Pair, issue: Callable[..., tuple[Path, Path]], tmp_path: Path
-) -> None:
-    foreign = tmp_path / "foreign.pem"
-    trustme.CA().cert_pem.write_to_path(foreign)
-    certificates = ServerCertificates([issue("localhost")], "1.2")
-    with pytest.raises(TlsFailed, match="certificate verify failed"):
-        await _connect_alone(sockets, certificates, client_context(foreign, verify=True), "localhost", is_address=False)
-
-
-async def _connect_alone(
-    sockets: Pair, certificates: ServerCertificates, context: SSL.Context, host: str, *, is_address: bool
-) -> None:
-    """The client's side raises as itself, not in a nursery's group."""
-    client, server = sockets
-    failure: TlsFailed | None = None
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(accept_only, server, certificates)
-            try:
-                await connect_tls(client, context, host, is_address=is_address)
-            except TlsFailed as exc:
-                failure = exc
-            client.close()
-    if failure is not None:
-        raise failure
-
-
 async def test_new_files_are_shown_to_new_clients_and_tickets_stay_good(
     issue: Callable[..., tuple[Path, Path]], authority: trustme.CA
 ) -> None:
@@ -339,7 +318,7 @@ async def test_a_swap_is_all_or_nothing(sockets: Pair, issue: Callable[..., tupl
     certificates = ServerCertificates([old], "1.2")
     with pytest.raises(SSL.Error):
         certificates.swap([new, (new[0], other[1])])
-    client, _ = await shake_hands(sockets, certificates, client_context(None, verify=False), host="new.example")
+    client, _ = await shake_hands(sockets, certificates, unverified(), host="new.example")
     assert peer_name(client) == "old.example"
 
 
@@ -361,7 +340,7 @@ async def test_both_ends_know_the_channel_binding_and_no_other_connection_has_it
         with here, there:
             here.setblocking(False)
             there.setblocking(False)
-            client, server = await shake_hands((here, there), certificates, client_context(None, verify=False))
+            client, server = await shake_hands((here, there), certificates, unverified())
             binding = server.channel_binding()
             assert binding is not None
             assert len(binding) == 32
@@ -371,7 +350,7 @@ async def test_both_ends_know_the_channel_binding_and_no_other_connection_has_it
 
 
 async def test_an_older_tls_has_no_channel_binding(sockets: Pair, issue: Callable[..., tuple[Path, Path]]) -> None:
-    context = client_context(None, verify=False)
+    context = unverified()
     context.set_max_proto_version(SSL.TLS1_2_VERSION)
     client, server = await shake_hands(sockets, ServerCertificates([issue("localhost")], "1.2"), context)
     assert client.connection.get_protocol_version_name() == "TLSv1.2"
