@@ -379,20 +379,24 @@ def test_one_proxy_too_many(site: Site, told: bytes, answer: bytes) -> None:
 
 
 def test_proxies_in_a_ring(folder: Path, pki: Pki, ports: Ports) -> None:
-    """A proxy that is its own backend: the login comes round some times, and then it is over."""
-    settings, taken = porter_settings(pki, {}, ports)
-    settings["backends"]["servers"] = [
-        {"name": "itself", "url": f"imap+starttls://localhost:{taken['starttls']}", "client_address": "id"}
-    ]
-    place = folder / "ring"
-    place.mkdir()
-    porter = Porter(place, settings, pki, taken)
+    """Two proxies that are each other's backends: the login goes round some times, and then it is over."""
+    settings = [porter_settings(pki, {}, ports) for _ in range(2)]
+    for (own, _), (_, other) in zip(settings, reversed(settings), strict=True):
+        url = f"imap+starttls://{LOOPBACK}:{other['starttls']}"
+        own["backends"]["servers"] = [{"name": "the-other", "url": url, "client_address": "id"}]
+    porters: list[Porter] = []
     try:
-        with Wire.connect(taken["imaps"], pki.client_context()) as wire:
+        for number, (given, taken) in enumerate(settings):
+            place = folder / f"ring-{number}"
+            place.mkdir()
+            porters.append(Porter(place, given, pki, taken))
+        with Wire.connect(porters[0].imaps_port, pki.client_context()) as wire:
             assert wire.login("alice", USERS["alice"]) == UNAVAILABLE
-        refused = porter.wait_for_log("login.refused")
+        refused = [line for porter in porters for line in porter.wait_for_log("login.refused")]
         assert any("ring" in line["detail"] for line in refused), refused
         assert len(refused) <= 6
-        porter.stop()
+        for porter in porters:
+            porter.stop()
     finally:
-        porter.kill()
+        for porter in porters:
+            porter.kill()

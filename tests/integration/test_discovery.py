@@ -69,6 +69,8 @@ def cast(folder: Path, pki: Pki, ports: Ports, nsd: Nsd) -> Iterator[Cast]:
     finally:
         if running is not None:
             running.kill()
+        if cast is not None:
+            cast.close()
         for server in [*servers, *(cast.dovecots.values() if cast is not None else [])]:
             server.stop()
 

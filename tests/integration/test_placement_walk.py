@@ -68,7 +68,9 @@ def cast(folder: Path, pki: Pki, ports: Ports, request: pytest.FixtureRequest) -
         for server in servers:
             server.start()
         running = Porter(place, settings, pki, taken)
-        yield Cast(running, servers)
+        cast = Cast(running, servers)
+        yield cast
+        cast.close()
         running.stop()
     finally:
         if running is not None:

@@ -46,6 +46,9 @@ service imap-login {{
 # So much of a token, in whatever form, is enough to know it again, and comes about by no chance.
 _TELLING = 24
 
+# One command under a tag of the proxy's own; Dovecot puts a time before each line.
+_CHECK = re.compile(rb"[0-9.]+ p[0-9]+ LOGOUT\r\n")
+
 
 class Site:
     """A provider, a Dovecot, the tokens that were used so far, and proxies on demand."""
@@ -148,9 +151,13 @@ class Site:
     # --- Dovecot ---
 
     def heard(self) -> bytes:
-        """What Dovecot was told before login since this was last asked; base64 is there a second time, decoded."""
+        """What Dovecot was told before login since this was last asked; base64 is there a second time, decoded.
+
+        Without the proxy's checks of its health, which take leave after the greeting.
+        """
         paths = set((self._folder / "logins").glob("*.in"))
-        said = b"".join(path.read_bytes() for path in sorted(paths - self._traces_read))
+        traces = [path.read_bytes() for path in sorted(paths - self._traces_read)]
+        said = b"".join(trace for trace in traces if not _CHECK.fullmatch(trace))
         self._traces_read |= paths
         messages = re.findall(rb"(?<=[ \n])[A-Za-z0-9+/]{40,}={0,2}(?=\r?\n)", said)
         return b"\n".join([said, *map(base64.b64decode, messages)])
