@@ -45,8 +45,10 @@ class Desk:
 
     def set_state(self, backend: str, state: State) -> None:
         """Change a backend's state; what is under way there for the sake of another ends."""
-        self._house.ledger.undrain(backend)
         before = next(seen.state for seen in self._house.cluster.snapshot(time.monotonic()) if seen.name == backend)
+        if before == state == "down":  # what it began goes on
+            return
+        self._house.ledger.undrain(backend)
         self._house.cluster.set_state(backend, state, time.monotonic())
         if before == "down":
             self._house.backends[backend].recovered(trio.current_time())

@@ -100,8 +100,10 @@ class Overseer:
         own = {server.name for server in house.settings.backends.servers}
         found = [each for each in found if each.server.name not in own]
         self._addresses = {each.server.name: each.addresses for each in found}
+        # Who is new is there before anybody is told of it, and who is gone until then.
+        servers = {server.name: server for server in (*house.cluster.servers(), *(each.server for each in found))}
+        house.backends.update(list(servers.values()), self._addresses)
         house.cluster.discovered([each.server for each in found], time.monotonic())
-        # Their addresses may be others even where no backend came or went.
         house.backends.update(house.cluster.servers(), self._addresses)
 
     def _happened(self, event: BackendEvent) -> None:
@@ -143,6 +145,7 @@ class Overseer:
             _STATE.labels(seen.name, state).set(int(state == seen.state))
         if seen.name not in self._shown:
             know_backends([seen.name])
+            self._house.metrics.know_backend(seen.name)
         self._shown[seen.name] = seen.state
 
     def _forget(self, name: str) -> None:

@@ -24,7 +24,7 @@ from proxy.transport.tls_client import is_address
 _LOGIN_USER_TIMEOUT_MILLISECONDS = 30_000
 _SESSION_USER_TIMEOUT_MILLISECONDS = 300_000
 # What we are short of ourselves: descriptors, local ports, memory (connect(2), socket(2)).
-_OUR_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+_OUR_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _RESOLVED_SECONDS = 30.0
 _PATIENCE_SECONDS = 1.0  # with a resolver, where an older answer is at hand
 _UNRESOLVED_SECONDS = 2.0  # how long a failed lookup stands for those who come next
@@ -106,12 +106,19 @@ async def connect(address: Address, deadline: float) -> PlainStream:
             with trio.CancelScope(deadline=now + (deadline - now) / left):
                 return await _connect_one(family, candidate)
         except OSError as exc:
-            reason, ours = exc.strerror or str(exc), exc.errno in _OUR_SHORTAGES
+            reason, ours = exc.strerror or str(exc), _is_ours(exc, family)
         if ours or step == "connect":  # of several reasons our own is told
             error = reason
         if ours:
             step = "local"
     raise Refused(Outcome.UNAVAILABLE, f"cannot connect to {address.endpoint}: {error}", step=step)
+
+
+def _is_ours(error: OSError, family: int) -> bool:
+    """Whether this machine was short of something, which says nothing about the backend."""
+    if error.errno == errno.EADDRNOTAVAIL:  # no port is left; or, where IPv6 is switched off, no address
+        return family == socket.AF_INET
+    return error.errno in _OUR_SHORTAGES
 
 
 async def _connect_one(family: int, candidate: Any) -> PlainStream:

@@ -107,7 +107,7 @@ async def _log_in_at_backend(
         if logged_in is not None:
             logged_in.stream.close()
         # Where the answer to LOGIN was not heard the backend may have let him in.
-        unheard = isinstance(exc, Refused) and exc.silent and exc.step in ("id", "login")
+        unheard = not isinstance(exc, Refused) or (exc.silent and exc.step in ("id", "login"))
         house.ledger.release(session, opened=logged_in is not None or unheard)
         house.closer.forget(session.id)  # what was wanted of this try is no word on the connection's next one
         if isinstance(exc, Refused) and exc.step:

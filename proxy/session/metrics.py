@@ -102,10 +102,11 @@ _LOOP_DELAY = metrics.histogram(
 class _BackendMetrics:
     """One backend's series."""
 
-    __slots__ = ("failures", "sessions")
+    __slots__ = ("failures", "live", "sessions")
 
     def __init__(self, name: str, sessions: NumberTally) -> None:
         self.sessions = sessions
+        self.live = 0
         self.failures = {step: _BACKEND_FAILURES.labels(name, step) for step in STEPS}
 
 
@@ -127,6 +128,7 @@ class SessionMetrics:
         self._limited = {limit: _LIMITED.labels(limit) for limit in LOGIN_LIMITS}
         self._ended = {outcome: number(_ENDED.labels(outcome)) for outcome in SESSION_OUTCOMES}
         self._backends: dict[str, _BackendMetrics] = {}
+        self._gone: set[str] = set()  # backends that DNS has taken back
         for name in backend_names:
             self._backend(name)
         self._tls_failures = {reason: _TLS_FAILURES.labels(reason) for reason in (*TLS_FAILURES, OTHER)}
@@ -161,13 +163,17 @@ class SessionMetrics:
 
     def backend_failed(self, backend: str, step: str) -> None:
         """A backend login failed."""
+        if backend in self._gone and backend not in self._backends:
+            return
         self._backend(backend).failures[step if step in STEPS else "login"].inc()
 
     def logged_in(self, backend: str) -> None:
         """A session went from the state before login to the one behind it."""
         self._not_authenticated.value -= 1
         self._authenticated.value += 1
-        self._backend(backend).sessions.value += 1
+        series = self._backend(backend)
+        series.sessions.value += 1
+        series.live += 1
 
     def closed_before_login(self, outcome: Outcome) -> None:
         """A connection ended without a session."""
@@ -176,20 +182,29 @@ class SessionMetrics:
 
     def left_backend(self, backend: str) -> None:
         """A session has no backend any more; its client may linger."""
-        series = self._backends.get(backend)
-        if series is not None:  # else forgotten, with all that was counted there
-            series.sessions.value -= 1
+        series = self._backends[backend]
+        series.sessions.value -= 1
+        series.live -= 1
+        if backend in self._gone:
+            self.forget_backend(backend)
 
     def closed_after_login(self, outcome: Outcome) -> None:
         """An established session ended, after left_backend()."""
         self._authenticated.value -= 1
         self._end(outcome)
 
+    def know_backend(self, name: str) -> None:
+        """Discovery names a backend, perhaps again."""
+        self._gone.discard(name)
+        self._backend(name)
+
     def forget_backend(self, name: str) -> None:
-        """Discovery has taken a backend back."""
-        series = self._backends.pop(name, None)
-        if series is None:
+        """Discovery has taken a backend back; its series go with its last session."""
+        self._gone.add(name)
+        series = self._backends.get(name)
+        if series is None or series.live:
             return
+        del self._backends[name]
         self._numbers.remove(series.sessions)
         _BACKEND_SESSIONS.remove(name)
         for step in STEPS:

@@ -258,17 +258,17 @@ class Visit:
 
     def _take_id(self, dialogue: PreAuthDialogue) -> None:
         """What the client's ID says of where it came from, so far as it is believed."""
+        session, front = self.session, self._front
+        if self._arrived is not None and front is not None:  # the last ID counts, and no other
+            session.client, session.local, session.via = front, *self._arrived
         if not dialogue.client_id:
             return
-        session, front = self.session, self._front
         arrival = believed(dialogue.client_id, front or self._peer, session.local or front or self._peer)
         # That there are proxies in a ring may be said by everybody: whom it is untrue of harms himself alone.
         session.proxy_ttl = arrival.proxy_ttl
         # Behind a balancer it is not the balancer who speaks here, even where it does not say who does.
         if front is not None and self.door.believes_id(front.host):
-            if self._arrived is None:
-                self._arrived = session.local, session.via
-            session.client, session.local, session.via = front, *self._arrived
+            self._arrived = self._arrived or (session.local, session.via)
             if arrival.client != front:
                 session.client, session.local, session.via = arrival.client, arrival.local, str(front)
 

@@ -9,12 +9,14 @@ import pytest
 import trio
 import trio.testing
 
+from proxy.app.desk import Desk
 from proxy.app.overseer import Overseer
 from proxy.backends.discovered import Found
+from proxy.model import Identity
 from proxy.outcome import Outcome
 from proxy.settings.addresses import parse_backend_url
 from proxy.settings.models import Server
-from tests.session.stage import GREETING, LOGGED_IN, WELCOME, Scene, Wire, dovecot, mailbox
+from tests.session.stage import GREETING, LOGGED_IN, WELCOME, Scene, Wire, dovecot, figures, mailbox
 
 Stage = Callable[..., Awaitable[Scene]]
 
@@ -134,3 +136,51 @@ async def test_dns_does_not_move_a_server_of_the_settings(stage: Stage, addresse
     assert await client.log_in(b"a", b"ann") == b"a" + WELCOME
     client.close()
     await scene.until_closed(1)
+
+
+async def test_one_that_dns_names_may_be_the_only_one_at_once(stage: Stage) -> None:
+    """It takes homes in the very moment that it is named, where nobody else does."""
+    scene = await stage(dovecot, backends={"failover": 30.0})
+    overseer = Overseer(scene.house)
+    overseer._found([])
+    scene.house.cluster.set_state("d1", "drain", time.monotonic())
+    url = parse_backend_url("imap://d2.test.example")
+    overseer._found([Found(Server(name="d2", url=url), ("192.0.2.2",))])
+    assert [view.name for view in Desk(scene.house).backends()] == ["d1", "d2"]
+    assert scene.house.cluster.place(Identity("ann", "backend")).home == "d2"
+    overseer._found([])
+    assert [view.name for view in Desk(scene.house).backends()] == ["d1"]
+    assert "d2" not in {backend.name for backend in scene.house.backends}
+
+
+async def test_down_said_twice_is_down(stage: Stage, nursery: trio.Nursery) -> None:
+    scene = await stage(dovecot, backends={"disconnect_spread": 0.3}, routing={"move_delay": 0.01})
+    Overseer(scene.house)
+    nursery.start_soon(scene.house.ledger.run)
+    nursery.start_soon(scene.house.closer.run)
+    clients = [await scene.call_and_be_greeted() for _ in range(5)]
+    for number, client in enumerate(clients):
+        assert await client.log_in(b"a", b"u%d" % number) == b"a" + WELCOME
+    desk = Desk(scene.house)
+    desk.set_state("d1", "down")
+    desk.set_state("d1", "down")
+    for client in clients:
+        assert (await client.rest()).startswith(b"* BYE ")
+    await scene.until_closed(5)
+
+
+async def test_what_is_counted_of_a_backend_ends_with_its_last_session(stage: Stage) -> None:
+    scene = await stage(dovecot)
+    metrics = scene.house.metrics
+    series = 'porter_backend_sessions{backend="gone"}'
+    metrics.know_backend("gone")
+    for _ in range(3):
+        metrics.logged_in("gone")
+    metrics.forget_backend("gone")
+    metrics.logged_in("gone")  # a login that was under way
+    assert figures()[series] == 4
+    for _ in range(4):
+        metrics.left_backend("gone")
+    assert series not in figures()
+    metrics.backend_failed("gone", "connect")
+    assert not [name for name in figures() if 'backend="gone"' in name and name.startswith("porter_backend_failures")]

@@ -190,6 +190,23 @@ async def test_an_id_counts_as_long_as_it_stands(stage: Stage) -> None:
     assert (line["client"].partition(":")[0], line["via"]) == (LOOPBACK, "")
 
 
+async def test_a_second_id_takes_nothing_over(stage: Stage) -> None:
+    scene = await stage(
+        told, told, listeners=listener(id_address={"trusted_networks": HERE}), backends={"client_address": "id"}
+    )
+    client = await scene.call_and_be_greeted()
+    await client.send(b'x ID ("x-originating-ip" "203.0.113.9" "x-connected-ip" "198.51.100.1" "x-proxy-ttl" "1")\r\n')
+    await client.answer(b"x")
+    assert (await client.log_in(b"a", b"ann")).startswith(b"a NO ")
+    await client.send(b'y ID ("x-originating-ip" "203.0.113.10")\r\n')
+    await client.answer(b"y")
+    assert await client.log_in(b"b", b"ann") == b"b" + WELCOME
+    client.close()
+    await scene.closing()
+    fields = fields_of(scene.backend.peers[0].received)
+    assert (fields["x-originating-ip"], fields["x-connected-ip"]) == ("203.0.113.10", LOOPBACK)
+
+
 async def test_a_balancer_that_names_nobody_cannot_speak_for_one(stage: Stage) -> None:
     both = listener(proxy_protocol={"trusted_networks": HERE}, id_address={"trusted_networks": HERE})
     scene = await stage(dovecot, listeners=both)
