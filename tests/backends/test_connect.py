@@ -274,3 +274,19 @@ async def test_of_several_reasons_our_own_is_told(
     with pytest.raises(Refused, match=os.strerror(errno.EADDRNOTAVAIL)) as caught:
         await connected(Address(NAME))
     assert caught.value.step == "local"
+
+
+async def test_without_ipv6_its_addresses_are_no_shortage(
+    monkeypatch: pytest.MonkeyPatch, resolver: Resolver, refusing: int
+) -> None:
+    """Where IPv6 is switched off, as in many containers, connect(2) has no address for it. The backend is down."""
+
+    class Ipv4Only(socket.socket):
+        def connect_ex(self, address: tuple[str, int]) -> int:  # type: ignore[override]
+            return errno.EADDRNOTAVAIL if self.family == socket.AF_INET6 else super().connect_ex(address)
+
+    monkeypatch.setattr(socket, "socket", Ipv4Only)
+    resolver.answer = [(LOOPBACK, refusing), ("2001:db8::1", refusing)]
+    with pytest.raises(Refused) as caught:
+        await connected(Address(NAME))
+    assert caught.value.step == "connect"
