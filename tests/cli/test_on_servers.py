@@ -203,13 +203,18 @@ def test_problems_are_told(
 def test_interrupted(arguments: tuple[str, ...], mute: socket.socket, write: Write) -> None:
     server = {"name": "d1", "url": f"imap://{LOOPBACK}:{mute.getsockname()[1]}"}
     config = write([{"backend": {}}], backends={"servers": [server]})
-    process = subprocess.Popen(
-        [*COMMAND, *arguments, "-c", str(config)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    # A shell that runs the tests in the background has them ignore the signal, and their children would inherit that.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments, "-c", str(config)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, ours)
     with process:
         try:
             assert process.stdin is not None
