@@ -180,3 +180,13 @@ class KeyedMechanism(Mechanism, Protocol):
     def supply(self, account: Account) -> Challenge:
         """Go on with the account that was wanted. For a name that nobody knows it is a plausible one."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A session that may be logged in at its backend."""
+
+    backend: str
+    epoch: str  # of the placement that led there
+    why: Literal["override", "hash", "failover"]
+    room: int  # how many sessions more its user may have, this one included where it does not count yet

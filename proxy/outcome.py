@@ -72,7 +72,7 @@ FAREWELLS: dict[Outcome, bytes] = {
     Outcome.BACKEND_CLOSED: b"* BYE [UNAVAILABLE] Mail server connection lost; please reconnect.\r\n",
     Outcome.DRAINED: b"* BYE Server is going down for maintenance; please reconnect.\r\n",
     Outcome.MOVED: b"* BYE Your mailbox is being moved to another server; please reconnect.\r\n",
-    Outcome.LIMIT: b"* BYE [LIMIT] Too many connections; try again later.\r\n",
+    Outcome.LIMIT: b"* BYE [LIMIT] A limit is reached; try again later.\r\n",
     Outcome.UNAVAILABLE: b"* BYE [UNAVAILABLE] Temporarily unavailable; try again later.\r\n",
     Outcome.SERVER_BUG: b"* BYE [SERVERBUG] Internal error.\r\n",
 }

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from time import perf_counter
 
 from proxy.imap.observer import Observer
+from proxy.limits.meters import Meters
+from proxy.settings.limit_models import CommandRate, Limits
 
 CHUNK = 128 * 1024
 GIB = 2**30
@@ -41,6 +43,18 @@ def exchange(command: bytes, answer: bytes) -> None:
 
     seconds = best(once, 100_000)
     report(command.split(b"\r\n")[0].decode()[:50] + ", command and answer", seconds * 1e6, "µs")
+
+
+def limited(what: str, limits: Limits) -> None:
+    meter = Meters(limits).open("ann")
+    assert meter is not None
+    observer = Observer(NoTally(), perf_counter, permits=meter.permits)
+
+    def once() -> None:
+        observer.from_client(b"a123 NOOP\r\n")
+        observer.from_backend(b"a123 OK NOOP completed (0.001 + 0.000 secs).\r\n")
+
+    report(f"a123 NOOP, command and answer, {what}", best(once, 100_000) * 1e6, "µs")
 
 
 def pipelined(count: int) -> None:
@@ -106,6 +120,13 @@ if __name__ == "__main__":
         b"a123 SELECT INBOX\r\n", b"* 5 EXISTS\r\n* 0 RECENT\r\n* OK [UIDVALIDITY 1] x\r\na123 OK [READ-WRITE] x\r\n"
     )
     exchange(b"a IDLE\r\n", b"+ idling\r\n* 3 EXISTS\r\na OK\r\n")
+    never_reached = CommandRate(rate=1_000_000_000, per=1.0)
+    limited("a limit on SEARCH", Limits(commands_per_user={"SEARCH": never_reached}))
+    limited("one limit on all", Limits(commands_per_user={"all": never_reached}))
+    limited(
+        "two limits on all",
+        Limits(commands_per_user={"all": never_reached}, commands_per_session={"all": never_reached}),
+    )
     pipelined(20)
     message = b"* 1 FETCH (UID 7 BODY[] {%d}\r\n%s)\r\n"
     download("FETCH of 1 MiB literals", message % (2**20, b"x" * 2**20))

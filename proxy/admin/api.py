@@ -4,6 +4,9 @@ GET /v1/backends              {"backends": [...]}
 GET /v1/route/NAME            where a user goes, and why
 POST /v1/backends/NAME        {"state": "up|drain|down"} or {"weight": n}, "over_seconds", "reason"
                               {"before": {...}, "after": {...}, "warning": "..."}, "": nothing to warn of
+GET /v1/status                {"version", "generation", "last_reload", "processes": [...]}
+POST /v1/reload               {"reloaded": "..."}, what changed; 409 where the settings are as they were, for mistakes
+                              or because new processes did not begin
 
 What cannot be done is {"problem": "..."} with a status of 4xx, or 503 where something that is asked is out.
 """
@@ -23,7 +26,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.admin.commands import Change, House, NoSuchBackend, NowhereToMove, UnusableChange, carry_out
+from proxy.admin.commands import (
+    Change,
+    House,
+    NoSuchBackend,
+    NotReloaded,
+    NowhereToMove,
+    UnusableChange,
+    carry_out,
+    reload,
+)
 from proxy.admin.http import MIDDLEWARE
 from proxy.observe.log import get_logger
 from proxy.outcome import Outcome, Refused
@@ -91,7 +103,18 @@ def admin_app(house: House, uids: Collection[int]) -> Starlette:
             return _problem(409, str(exc))
         return _Answer(asdict(made))
 
+    async def show_status(_request: Request) -> Response:
+        return _Answer(dict(house.status()))
+
+    async def reload_settings(request: Request) -> Response:
+        try:
+            return _Answer({"reloaded": await reload(house, request.state.peer_uid)})
+        except NotReloaded as exc:
+            return _problem(409, str(exc))
+
     routes = [
+        Route("/v1/status", show_status),
+        Route("/v1/reload", reload_settings, methods=["POST"]),
         Route("/v1/backends", show_backends),
         Route("/v1/route/{name:path}", show_route),
         Route("/v1/backends/{name:path}", change_backend, methods=["POST"]),

@@ -56,6 +56,10 @@ class NowhereToMove(Exception):
     """Users would have to leave a backend, and no other takes them. The text is for whoever asked."""
 
 
+class NotReloaded(Exception):
+    """The settings were not taken over: mistakes, one a line, or what else went wrong. All goes on as before."""
+
+
 # --- what the house is asked ---
 
 
@@ -108,6 +112,18 @@ class House(Protocol):
 
     def drain(self, backend: str, seconds: float) -> None:
         """Begin to move the users who have sessions there, one after the other within so long."""
+        ...
+
+    def status(self) -> Mapping[str, Any]:
+        """The proxy's processes: `version`, `generation`, `last_reload` and `processes`, so far as they are known."""
+        ...
+
+    async def reload(self) -> str:
+        """Have the settings read anew; gives what changed.
+
+        Raises:
+            NotReloaded: They are as they were.
+        """
         ...
 
 
@@ -214,6 +230,16 @@ def carry_out(house: House, backend: str, change: Change, uid: int) -> Made:
     )
     _CHANGES.labels(change.verb).inc()
     return Made(before, _view(house, backend), f"{nowhere}; who is placed anew is refused" if nowhere else "")
+
+
+async def reload(house: House, uid: int) -> str:
+    """Have the settings read anew, and write down who wanted it; gives what changed.
+
+    Raises:
+        NotReloaded: They are as they were.
+    """
+    log.warning("admin.reload_asked", uid=uid)
+    return await house.reload()
 
 
 def _nowhere_else(house: House, backend: BackendView) -> str:

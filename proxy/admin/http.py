@@ -8,16 +8,14 @@ loop that accepts is ours, and so is the stream that hypercorn writes to. What b
 - a connection serves one request and lives for CONNECTION_SECONDS at most;
 - a request's headers hold at most MAX_HEADER_BYTES and are complete after REQUEST_SECONDS;
 - a body is read only as fast as a handler takes it, a few reads ahead;
-- each write ends after WRITE_SECONDS, and after a second once the server is stopping.
+- each write ends after WRITE_SECONDS, and all of them a second after the server is told to stop.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import trio
@@ -34,11 +32,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.admin.unix_socket import peer_uid, private_listener
-from proxy.model import Endpoint
+from proxy.admin.unix_socket import peer_uid
 from proxy.observe import metrics
 from proxy.observe.log import get_logger
-from proxy.transport.listen import BindFailed, bind
 
 log = get_logger()
 
@@ -47,7 +43,7 @@ MAX_HEADER_BYTES = 16 * 1024
 CONNECTION_SECONDS = 30.0
 REQUEST_SECONDS = 10.0
 WRITE_SECONDS = 10.0
-_STOPPING_WRITE_SECONDS = 1.0
+_STOPPING_SECONDS = 1.0
 
 Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
 
@@ -75,14 +71,22 @@ class _SafeHeaders:
 MIDDLEWARE = [Middleware(_SafeHeaders)]
 
 
-def metrics_app(exposition: Callable[[], tuple[bytes, str]] = metrics.exposition) -> Starlette:
+async def _at_hand() -> None:
+    """Nobody else has anything to tell."""
+
+
+def metrics_app(
+    exposition: Callable[[], tuple[bytes, str]] = metrics.exposition, refresh: Callable[[], Awaitable[None]] = _at_hand
+) -> Starlette:
     """GET /metrics: all metrics as text.
 
     Args:
         exposition: Called in the event loop's thread, where the tallies live.
+        refresh: Has other processes tell theirs first.
     """
 
     async def show_metrics(_request: Request) -> Response:
+        await refresh()
         text, content_type = exposition()
         return Response(text, headers={"Content-Type": content_type})
 
@@ -111,65 +115,29 @@ def health_app(ready: Readiness) -> Starlette:
 
 async def serve_http(
     app: ASGIApp,
-    endpoint: Endpoint,
+    listening: socket.socket,
     *,
-    setting: str = "",
-    task_status: trio.TaskStatus[Endpoint] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve `app` until cancelled; answers that are being written then have a second left.
-
-    Args:
-        setting: Which one the address comes from, for the error's text.
-        task_status: Started with the address that is really bound (port 0 takes any).
-    Raises:
-        BindFailed: The address cannot be listened on.
-    """
-    with _naming(setting):
-        listening = bind(endpoint)
-    with listening:
-        bound = Endpoint(endpoint.host, listening.getsockname()[1])
-        await _serve(app, listening, lambda: task_status.started(bound))
-
-
-async def serve_unix(
-    app: ASGIApp,
-    path: Path,
-    *,
-    setting: str = "",
+    connection_seconds: float | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """As serve_http(), on a unix socket that only this process's user and root may open.
+    """Serve `app` until cancelled; whoever is being answered then has a second left.
 
-    Handlers find in `request.state.peer_uid` who has connected.
-
-    Raises:
-        BindFailed: The path cannot be listened on.
+    Args:
+        listening: TCP or unix; whoever opened it closes it. On a unix socket handlers find in `request.state.peer_uid`
+            who has connected.
+        connection_seconds: How long one connection lives, where CONNECTION_SECONDS are not enough for an answer.
+        task_status: Started once it accepts.
     """
-    with _naming(setting), private_listener(path) as listening:
-        await _serve(app, listening, task_status.started)
-
-
-async def _serve(app: ASGIApp, listening: socket.socket, started: Callable[[], None]) -> None:
-    """Serve until cancelled; whoever opened the socket closes it."""
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
-    server = _Server(app)
-    async with trio.open_nursery() as connections:
-        started()
+    # A duplicate: trio closes what it is handed, and other processes go on with the original.
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening.dup()))
+    server = _Server(app, connection_seconds or CONNECTION_SECONDS)
+    async with listener, trio.open_nursery() as nursery:
+        connections = await nursery.start(server.hold_connections)
+        task_status.started()
         try:
             await trio.serve_listeners(server.serve_connection, [listener], handler_nursery=connections)
         finally:
             server.stop()
-
-
-@contextmanager
-def _naming(setting: str) -> Iterator[None]:
-    """Say in a BindFailed which setting it comes from."""
-    try:
-        yield
-    except BindFailed as exc:
-        if not setting:
-            raise
-        raise BindFailed(f"{setting}: {exc}") from exc
 
 
 class _BoundedStream(trio.abc.HalfCloseableStream):
@@ -206,10 +174,13 @@ class _BoundedStream(trio.abc.HalfCloseableStream):
 class _Server:
     """The connections of one listener."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, connection_seconds: float) -> None:
         self._app = ASGIWrapper(app)  # type: ignore[arg-type]  # two spellings of ASGI
         self._context = WorkerContext(None)
+        self._connection_seconds = connection_seconds
         self._connections = 0
+        self._stopping = trio.Event()
+        self._life = trio.CancelScope(shield=True)
         self._writes: set[trio.CancelScope] = set()
         self._config = Config()
         self._config.accesslog = None
@@ -226,6 +197,13 @@ class _Server:
         self._config.keep_alive_timeout = REQUEST_SECONDS
         self._config.keep_alive_max_requests = 0  # each answer says Connection: close
 
+    async def hold_connections(self, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        """Keep a nursery for them, which outlives the one who accepts by the time that stop() gives."""
+        with self._life:
+            async with trio.open_nursery() as connections:
+                task_status.started(connections)
+                await self._stopping.wait()
+
     async def serve_connection(self, stream: trio.SocketStream) -> None:
         """One connection, whatever its client does. A bug ends this connection only."""
         if self._connections >= MAX_CONNECTIONS:
@@ -235,7 +213,7 @@ class _Server:
         bounded: Any = _BoundedStream(stream, self._writes)
         try:
             state = ConnectionState(_state(stream))
-            with trio.move_on_after(CONNECTION_SECONDS):
+            with trio.move_on_after(self._connection_seconds):
                 await TCPServer(self._app, self._config, self._context, state, bounded)
         except Exception:
             log.exception("admin.connection_failed")
@@ -244,9 +222,14 @@ class _Server:
             await trio.aclose_forcefully(stream)
 
     def stop(self) -> None:
-        """Shorten the writes under way: nothing else can end them."""
+        """Nobody new is let in: an answer under way, a reload's above all, has a moment to get out.
+
+        Writes are told by themselves: nothing else can end them.
+        """
+        self._stopping.set()
+        self._life.deadline = trio.current_time() + _STOPPING_SECONDS
         for scope in self._writes:
-            scope.deadline = min(scope.deadline, trio.current_time() + _STOPPING_WRITE_SECONDS)
+            scope.deadline = min(scope.deadline, self._life.deadline)
 
 
 def _state(stream: trio.SocketStream) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from proxy.app.sources import authenticator_for, mechanisms_for, sources_for
 from proxy.auth.names import NameRules
@@ -11,37 +10,47 @@ from proxy.auth.throttle import Throttle
 from proxy.backends.pool import Pool
 from proxy.imap.commands import COMMANDS
 from proxy.imap.observer import BLIND_REASONS
-from proxy.ledger.host import Ledger
 from proxy.limits.admission import Admission
+from proxy.limits.board import Row
+from proxy.limits.meters import Meters
+from proxy.limits.turnstile import Turnstile
 from proxy.observe.tally import Tally
 from proxy.outcome import Outcome
 from proxy.relay.closing import Closer
 from proxy.relay.engine import Engine
 from proxy.relay.partings import Partings
 from proxy.relay.splice import Carriage, Splice
-from proxy.routing.cluster import Cluster
-from proxy.session import House, end_session, leave_backend
+from proxy.session import House, Registrar, end_session, leave_backend
 from proxy.session.metrics import SessionMetrics
+from proxy.settings.limit_models import LoginsPerBackend
 from proxy.settings.models import Settings
 
 
-def furnish(settings: Settings, listeners: Sequence[str], connections: int | None = None) -> House:
-    """Build the rooms. Nothing is started and nothing is connected to.
+def furnish(
+    settings: Settings,
+    listeners: Sequence[str],
+    register: Callable[[Closer], Registrar],
+    *,
+    row: Row | None = None,
+    throttle_key: bytes | None = None,
+    workers: int = 1,
+) -> House:
+    """Build the rooms of one worker. Nothing is started and nothing is connected to.
 
     Args:
         listeners: The names of the listeners, for metrics.
-        connections: How many there is room for, where that is fewer than `limits.connections`.
+        register: Makes the registrar, who may have sessions closed.
+        row: Where this worker counts its connections for all to see; None: it is alone.
+        throttle_key: What all workers of a host tell failures by; None: it is alone.
+        workers: How many share what a backend may be asked for at once.
     """
-    if connections is None:
-        connections = settings.limits.connections
     engine = Engine()
+    closer = Closer(engine)
+    limits = settings.limits
     tally = Tally(COMMANDS, BLIND_REASONS)
     rules = NameRules(settings.names)
     sources = sources_for(settings, rules)
     authenticator = authenticator_for(settings, rules, sources)
-    metrics = SessionMetrics([server.name for server in settings.backends.servers], listeners)
-
-    closer = Closer(engine)
     introduces = any(
         settings.backends.client_address_for(server) != "none" for server in settings.backends.servers
     ) or (settings.backends.discovery is not None and settings.backends.client_address != "none")
@@ -54,18 +63,26 @@ def furnish(settings: Settings, listeners: Sequence[str], connections: int | Non
 
     house = House(
         settings=settings,
-        admission=Admission(connections, settings.limits.connections_per_address, settings.limits.exempt_networks),
-        throttle=Throttle(settings.limits),
+        admission=Admission(limits, row),
+        handshakes=Turnstile("handshakes_at_once", limits.handshakes_at_once),
+        logins=Turnstile("logins_at_once", limits.logins_at_once),
+        throttle=Throttle(limits, key=throttle_key),
         authenticator=authenticator,
         mechanisms=mechanisms_for(settings, authenticator, sources),
-        cluster=Cluster(settings.backends, settings.routing, time.monotonic()),
-        backends=Pool(settings.backends, settings.timeouts, engine.turn, settings.limits.logins_per_backend),
-        ledger=Ledger(settings.limits.connections_per_user, settings.routing, closer),
+        registrar=register(closer),
+        backends=Pool(settings.backends, settings.timeouts, engine.turn, _share(limits.logins_per_backend, workers)),
         engine=engine,
         closer=closer,
         carriage=Carriage(tally, settings.timeouts.idle, ended, parted, Partings(settings.backends.disconnect_spread)),
+        meters=Meters(limits),
         tally=tally,
-        metrics=metrics,
+        metrics=SessionMetrics([server.name for server in settings.backends.servers], listeners),
         introduces=introduces,
     )
     return house
+
+
+def _share(limits: LoginsPerBackend, workers: int) -> LoginsPerBackend:
+    """What one of so many workers may ask of a backend. Rounded up: each may ask."""
+    part = {"at_once": -(-limits.at_once // workers), "waiting": -(-limits.waiting // workers)}
+    return limits.model_copy(update=part)

@@ -1,27 +1,29 @@
 """What goes on around the sessions: backends are checked, found and lost, and their users follow.
 
 Nothing here is asked by a login. It is told of what the checks, the logins, DNS and the administrators say, and has
-the cluster, the pool and the ledger draw the conclusions.
+the registry draw the conclusions. Workers, who let logins wait at a backend's door, learn of it by the view.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
 from proxy.admin.socketmap import lmtp_endpoint
+from proxy.app.registry import Registry
 from proxy.backends.discovered import Found
 from proxy.backends.discovery import Discovery
 from proxy.backends.monitor import Monitor
+from proxy.backends.pool import Pool
 from proxy.ledger.host import know_backends
 from proxy.model import Endpoint
 from proxy.observe import metrics
 from proxy.observe.log import get_logger
 from proxy.outcome import Outcome
 from proxy.routing.cluster import BackendEvent, Seen
-from proxy.session import House
+from proxy.settings.models import Settings
 
 log = get_logger()
 
@@ -55,81 +57,102 @@ _TURNS = metrics.counter(
 
 
 class Overseer:
-    """The tasks of one process that look after its backends."""
+    """The tasks that look after the backends, in the one process that does."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
-        settings = house.settings
-        self._monitor = Monitor(house.backends, settings.backends.health, self._checked)
+    def __init__(self, settings: Settings, registry: Registry, pool: Pool) -> None:
+        """Args:
+        pool: The backends to be checked.
+        """
+        self._settings = settings
+        self._registry = registry
+        self._pool = pool
+        self._monitor = Monitor(pool, settings.backends.health, self._checked)
         found = settings.backends.discovery
         self._discovery = None if found is None else Discovery(found, self._found, pinned=settings.backends.pins_names)
-        self._addresses: dict[str, tuple[str, ...]] = {}
-        house.cluster.on_event = self._happened
+        self._informed = trio.Event()
+        self.on_change: Callable[[], None] = lambda: None  # something may be worth telling other processes
+        registry.cluster.on_event = self._happened
         self._shown: dict[str, str] = {}
         self._show()
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look after the backends until cancelled. Started once DNS has been asked for them, where it is."""
-        house = self._house
+    async def run(self) -> None:
+        """Look after the backends until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(house.ledger.run)
-            nursery.start_soon(house.closer.run)
-            nursery.start_soon(house.carriage.partings.run)
-            if self._discovery is not None:
-                await nursery.start(self._discovery.run)
+            nursery.start_soon(self._registry.ledger.run)
+            nursery.start_soon(self._discover)
             nursery.start_soon(self._monitor.run)
-            task_status.started()
             while True:
                 await trio.sleep(_TICK_SECONDS)
-                house.cluster.tick(time.monotonic())
+                self._registry.cluster.tick(time.monotonic())
+                self.on_change()
+
+    async def informed(self) -> None:
+        """Wait until DNS has been asked for the backends, where it is, well or badly."""
+        await self._informed.wait()
+
+    async def _discover(self) -> None:
+        async with trio.open_nursery() as nursery:
+            if self._discovery is not None:
+                await nursery.start(self._discovery.run)
+            self._informed.set()
 
     def lmtp(self, backend: str) -> Endpoint:
         """Where a backend takes deliveries."""
-        server = next(server for server in self._house.cluster.servers() if server.name == backend)
-        return lmtp_endpoint(server, self._addresses.get(backend, ()))
+        server = next(server for server in self._registry.cluster.servers() if server.name == backend)
+        return lmtp_endpoint(server, self._registry.addresses.get(backend, ()))
+
+    def resume(self) -> None:
+        """Go on where the process before this one ended: the registry has recalled what that one knew, and the
+        sessions are restored. Who was to leave a backend is told so again.
+        """
+        registry = self._registry
+        self._pool.update(registry.cluster.servers(), registry.addresses)
+        for seen in registry.cluster.snapshot(time.monotonic()):
+            if registry.ledger.residents_of(seen.name).sessions == 0:
+                continue
+            if seen.state == "down":
+                self._evict(seen.name, Outcome.DRAINED)
+            elif seen.failed_over and not seen.up:
+                self._evict(seen.name, Outcome.BACKEND_CLOSED)
+        registry.resume_drains()
+        self._show()
 
     # --- what is heard ---
 
     def _checked(self, backend: str, reason: str) -> None:
-        self._house.cluster.checked(backend, time.monotonic(), reason)
+        self._registry.cluster.checked(backend, time.monotonic(), reason)
+        self.on_change()
 
     def _found(self, found: Sequence[Found]) -> None:
         """DNS names these."""
-        house = self._house
         # A name in the settings is who the settings say, and where they say.
-        own = {server.name for server in house.settings.backends.servers}
-        found = [each for each in found if each.server.name not in own]
-        self._addresses = {each.server.name: each.addresses for each in found}
-        # Who is new is there before anybody is told of it, and who is gone until then.
-        servers = {server.name: server for server in (*house.cluster.servers(), *(each.server for each in found))}
-        house.backends.update(list(servers.values()), self._addresses)
-        house.cluster.discovered([each.server for each in found], time.monotonic())
-        house.backends.update(house.cluster.servers(), self._addresses)
+        own = {server.name for server in self._settings.backends.servers}
+        self._registry.discovered([each for each in found if each.server.name not in own])
+        self._pool.update(self._registry.cluster.servers(), self._registry.addresses)
+        self.on_change()
 
     def _happened(self, event: BackendEvent) -> None:
         """A backend is not what it was."""
-        house, backends = self._house, self._house.settings.backends
-        _tell(event, house.cluster.epoch)
+        _tell(event, self._registry.cluster.epoch)
         _TURNS.labels(event.kind).inc()
-        spread = backends.disconnect_spread
-        match event.kind:
-            case "went_down":
-                house.backends[event.backend].went_down(event.reason)
-            case "came_up" | "returned":
-                house.backends[event.backend].recovered(trio.current_time())
-            case "failed_over":
-                # It cannot be reached, so that nothing there is worth waiting for.
-                house.ledger.evict(event.backend, Outcome.BACKEND_CLOSED, spread=spread, patience=0.0)
-            case "closed" | "removed":
-                patience = house.settings.routing.move_patience
-                house.ledger.evict(event.backend, Outcome.DRAINED, spread=spread, patience=patience)
+        if event.kind == "failed_over":
+            self._evict(event.backend, Outcome.BACKEND_CLOSED)
+        elif event.kind in ("closed", "removed"):
+            self._evict(event.backend, Outcome.DRAINED)
         self._show()
+        self.on_change()
+
+    def _evict(self, backend: str, outcome: Outcome) -> None:
+        # One that has failed cannot be reached, so that nothing there is worth waiting for.
+        patience = 0.0 if outcome is Outcome.BACKEND_CLOSED else self._settings.routing.move_patience
+        spread = self._settings.backends.disconnect_spread
+        self._registry.ledger.evict(backend, outcome, spread=spread, patience=patience)
 
     # --- what is shown ---
 
     def _show(self) -> None:
         """Bring the metrics up to date."""
-        cluster = self._house.cluster
+        cluster = self._registry.cluster
         _EPOCH.set(cluster.epoch_number)
         seen = cluster.snapshot(time.monotonic())
         for each in seen:
@@ -145,7 +168,6 @@ class Overseer:
             _STATE.labels(seen.name, state).set(int(state == seen.state))
         if seen.name not in self._shown:
             know_backends([seen.name])
-            self._house.metrics.know_backend(seen.name)
         self._shown[seen.name] = seen.state
 
     def _forget(self, name: str) -> None:
@@ -155,7 +177,6 @@ class Overseer:
             gauge.remove(name)
         for state in STATES:
             _STATE.remove(name, state)
-        self._house.metrics.forget_backend(name)
 
 
 def _tell(event: BackendEvent, epoch: str) -> None:

@@ -1,4 +1,4 @@
-"""What settings name and no section of them can judge: the users files, the backends that these name, LDAP filters.
+"""What settings name and no section of them can judge: users files, the backends that these name, LDAP filters, a user.
 
 `imap-porter serve` runs it before it binds an address, `imap-porter check` in place of serving: what the one refuses,
 the other tells.
@@ -6,6 +6,8 @@ the other tells.
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -30,6 +32,7 @@ def preflight(settings: Settings, config: Path) -> None:
     rules = NameRules(settings.names)
     files = dict.fromkeys(source.file.path for source in settings.identity if source.file is not None)
     mistakes = [*_ldap_mistakes(settings, config, rules), *_override_mistakes(settings, config, rules)]
+    mistakes += _account_mistakes(settings, config)
     mistakes += [mistake for path in files for mistake in _users_mistakes(path, rules, settings)]
     if mistakes:
         raise SettingsError(mistakes)
@@ -47,6 +50,21 @@ def _ldap_mistakes(settings: Settings, config: Path, rules: NameRules) -> Iterat
             keys: tuple[str | int, ...] = ("identity", index, "ldap", *key.split("."))
             line = read_flawed_yaml(config, MAX_SETTINGS_BYTES).line(keys)
             yield Mistake(config, line, key_text(keys), problem)
+
+
+def _account_mistakes(settings: Settings, config: Path) -> Iterator[Mistake]:
+    """Whoever is not root can become nobody else."""
+    if settings.user is None:
+        return
+    try:
+        account = pwd.getpwnam(settings.user)
+    except KeyError:
+        problem = f'this machine has no user "{settings.user}"'
+    else:
+        if os.geteuid() in (0, account.pw_uid):
+            return
+        problem = "only root can become another user; start it as root, or leave the key out"
+    yield Mistake(config, read_flawed_yaml(config, MAX_SETTINGS_BYTES).line(("user",)), "user", problem)
 
 
 def _override_mistakes(settings: Settings, config: Path, rules: NameRules) -> Iterator[Mistake]:

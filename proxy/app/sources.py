@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 from proxy.auth.authenticator import Authenticator
@@ -71,10 +71,12 @@ def _is_remembered(given: SourceSettings) -> bool:
     return given.backend is None  # its answers are no answers
 
 
-def _decoy_key(settings: Settings) -> bytes | None:
-    """A secret that every proxy of a site has, and keeps over a restart: the salts of unknown names don't change."""
+def _decoy_key(settings: Settings) -> Callable[[], bytes] | None:
+    """Tells a secret that every proxy of a site has, and keeps over a restart: unknown names' salts don't change."""
     login = settings.backends.login
     if not login.needs_no_secret:
         return None
-    assert login.password is not None
-    return blake2b(login.password.value, digest_size=32, person=b"porter-scram").digest()
+    password = login.password
+    assert password is not None
+    # Made each time: the file of that password may change, and does so for all processes.
+    return lambda: blake2b(password.value, digest_size=32, person=b"porter-scram").digest()

@@ -1,140 +1,202 @@
-"""A worker: listeners, logins and the relay engine in one trio loop."""
+"""A worker: listeners, logins and the relay engine in one trio loop.
+
+Theory of operation. The master says when to begin (`accept`), when to serve the sessions that are there to their end
+and take no more (`retire`), when to end them (`drain`), and when to go at once (`stop`). Each is an event; serving goes
+through its stages as they are set, and none is ever taken back.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import random
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
+import time
+from collections.abc import Callable
 from typing import Any
 
 import trio
 
-from proxy.admin.api import admin_app
-from proxy.admin.http import health_app, metrics_app, serve_http, serve_unix
-from proxy.admin.socketmap import Socketmap
-from proxy.app.desk import Desk
+from proxy.app.files import Files
 from proxy.app.house import furnish
-from proxy.app.overseer import Overseer
+from proxy.app.link import Link
+from proxy.app.plan import Plan, WorkerPlace
 from proxy.app.process import prepare
+from proxy.app.winding_down import busy, end_sessions
+from proxy.limits.board import Board
 from proxy.model import Endpoint
 from proxy.observe.log import get_logger
+from proxy.observe.metrics import METRICS
 from proxy.outcome import FAREWELLS, Outcome
-from proxy.relay.engine import Carried
-from proxy.session import House, serve_client
-from proxy.settings.models import Settings
+from proxy.relay.closing import Closer
+from proxy.routing.cluster import Cluster
+from proxy.session import House, Registrar, serve_client
 from proxy.transport.door import Door
-from proxy.transport.listen import accept_forever, bind, plain_host
-from proxy.transport.tls import ServerCertificates
+from proxy.transport.listen import accept_forever, plain_host
+from proxy.transport.packets import Message, Packets
 
 log = get_logger()
 
-_DRAIN_TICK_SECONDS = 0.1
-_LOOP_DELAY_EVERY_SECONDS = 1.0
+_SECOND = 1.0
+_LOOK_SECONDS = 0.2
 
 
-def open_doors(settings: Settings) -> list[tuple[Door, socket.socket]]:
-    """Bind every listener, all or none.
-
-    Raises:
-        BindFailed: An address cannot be listened on.
-    """
-    certificates = None
-    if settings.tls.certificates:
-        pairs = [(pair.certificate, pair.private_key) for pair in settings.tls.certificates]
-        certificates = ServerCertificates(pairs, settings.tls.minimum_version)
-    opened: list[tuple[Door, socket.socket]] = []
-    try:
-        for listener in settings.listeners:
-            door = Door(listener, certificates)
-            opened.append((door, bind(listener.address)))
-    except BaseException:
-        for _, sock in opened:
-            sock.close()
-        raise
-    return opened
+def run_worker(plan: Plan, place: WorkerPlace) -> None:
+    """A worker's whole life."""
+    room = prepare(plan.settings.limits.connections)
+    trio.run(Worker(plan, place, room).run)
 
 
 class Worker:
     """One process that serves mail clients."""
 
-    def __init__(self, settings: Settings, doors: Sequence[tuple[Door, socket.socket]]) -> None:
-        self.settings = settings
-        self._doors = doors
-        room = prepare(settings.limits.connections)
-        self.house: House = furnish(settings, [door.name for door, _ in doors], room)
-        self._overseer = Overseer(self.house)
-        self._desk = Desk(self.house)
-        delimiter = settings.names.recipient_delimiter
-        self._socketmap = Socketmap(self._desk.backend_of, self._overseer.lmtp, recipient_delimiter=delimiter)
-        self._ready = False
-        self._draining = False
+    def __init__(self, plan: Plan, place: WorkerPlace, room: int) -> None:
+        """Args:
+        room: How many clients there are descriptors for.
+        """
+        settings = plan.settings
+        self._settings, self._place = settings, place
+        self._cluster = Cluster(settings.backends, settings.routing, time.monotonic())
+        self._about = {"index": place.index, "generation": plan.generation, "pid": os.getpid(), "accepting": False}
+        self._link: Link
+        self.house: House = furnish(
+            settings,
+            [door.name for door, _ in place.sockets],
+            self._register,
+            row=Board(place.board).row(place.row),
+            throttle_key=plan.throttle_key,
+            workers=plan.workers,
+        )
+        self._room = room
+        self._works = {server.name: True for server in settings.backends.servers}  # backends, so far as is known
+        self._control = Packets(place.control)
+        self._files = Files(settings, plan.doors, self.house.authenticator)
+        self._accept, self._leave, self._drain, self._stop = (trio.Event() for _ in range(4))
+        self._retire_at, self._drain_seconds = math.inf, settings.timeouts.drain
         self._logins: trio.Nursery
-        self.started = trio.Event()
+
+    def _register(self, closer: Closer) -> Registrar:
+        tag = self._settings.routing.tags.attribute
+        self._link = Link(Packets(self._place.link), self._cluster, closer, tag, self._about)
+        return self._link
 
     async def run(self) -> None:
-        """Serve until a signal ends it (SIGTERM, SIGINT: drain; a second one: now)."""
-        engine = self.house.engine
+        """Serve until the master has had enough of it, or is gone."""
+        house, engine = self.house, self.house.engine
+        self._listen_to_others()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(engine.run)
-                nursery.start_soon(engine.sweep)
-                await nursery.start(self._overseer.run)
-                nursery.start_soon(self._watch_loop)
-                nursery.start_soon(self._ignore_hangups)
-                await self._open_side_doors(nursery)
-                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                    accepting = trio.CancelScope()
-                    nursery.start_soon(self._serve, accepting)
-                    await self.started.wait()
-                    log.info("worker.started", listeners=[door.name for door, _ in self._doors])
-                    number = await anext(signals)
-                    log.info("worker.draining", signal=signal.Signals(number).name, sessions=len(engine.sessions))
-                    self._draining = True
-                    accepting.cancel()
-                    with trio.CancelScope() as patience:
-                        async with trio.open_nursery() as ending:
-                            ending.start_soon(self._await_second, signals, patience)
-                            await self._drain()
-                            patience.cancel()
+                for task in (engine.run, engine.sweep, house.closer.run, house.carriage.partings.run):
+                    nursery.start_soon(task)
+                for task in (self._link.run, self._control.run, self._obey, self._every_second, self._files.run):
+                    nursery.start_soon(task)
+                self._control.post(["ready"])
+                with trio.CancelScope() as serving:
+                    nursery.start_soon(self._await_stop, serving)
+                    await self._serve()
                 nursery.cancel_scope.cancel()
         finally:
             # After the nursery: a login that was about to finish may still have handed its session over.
             for session in list(engine.sessions):
                 engine.say_goodbye(session, Outcome.DRAINED)
             engine.close()
-        log.info("worker.stopped")
+        log.info("worker.stopped", worker=self._place.worker_id)
 
-    async def _open_side_doors(self, nursery: trio.Nursery) -> None:
-        """Metrics and health, before clients are let in."""
-        for setting, address, application in (
-            ("metrics.address", self.settings.metrics.address, metrics_app()),
-            ("admin.address", self.settings.admin.address, health_app(self._readiness)),
-        ):
-            if address is not None:
-                await nursery.start(partial(serve_http, application, address, setting=setting))
-        if (path := self.settings.admin.socket) is not None:
-            application = admin_app(self._desk, {0, os.getuid()})
-            await nursery.start(partial(serve_unix, application, path, setting="admin.socket"))
+    # --- what the master says ---
+
+    async def _obey(self) -> None:
+        while True:
+            messages, descriptors = await self._control.receive_with_descriptors()
+            if not messages:  # the master is gone
+                self._begin_drain(0.0, self._settings.timeouts.drain)
+                return
+            for message in messages:
+                self._do(message, descriptors)
+
+    def _do(self, message: Message, descriptors: list[int]) -> None:
+        match message:
+            case ["accept", *_]:
+                self._accept.set()
+            case ["retire", float() | int() as seconds, *_]:
+                log.info("worker.retired", worker=self._place.worker_id, sessions=len(self.house.engine.sessions))
+                self._retire_at = trio.current_time() + seconds
+                self._leave.set()
+            case ["drain", float() | int() as grace, float() | int() as seconds, *_]:
+                self._begin_drain(grace, seconds)
+            case ["stop", *_]:
+                self._stop.set()
+            case ["files", list() as paths, *_]:
+                self._files.take(paths, descriptors, self._say_rejected)
+
+    def _begin_drain(self, grace: float, seconds: float) -> None:
+        """Go on accepting for a while: whoever balances the load hears of it late."""
+        if self._drain.is_set():
+            return
+        log.info("worker.draining", worker=self._place.worker_id, sessions=len(self.house.engine.sessions))
+        self._drain_seconds = seconds
+        self._drain_at = trio.current_time() + (grace if self._accept.is_set() and not self._leave.is_set() else 0.0)
+        self._drain.set()
+
+    async def _await_stop(self, serving: trio.CancelScope) -> None:
+        await self._stop.wait()
+        serving.cancel()
+
+    def _say_rejected(self, path: str, why: str) -> None:
+        self._control.post(["rejected", path, why])
+
+    # --- stages ---
+
+    async def _serve(self) -> None:
+        """From the first client to the last."""
+        async with trio.open_nursery() as self._logins:
+            await self._any(self._accept, self._leave, self._drain)
+            if not self._leave.is_set():
+                await self._take_clients()
+            for _, sock in self._place.sockets:
+                sock.close()
+            self._say_accepting(False)
+            with trio.move_on_at(self._retire_at):
+                await self._until_left_alone()
+            await end_sessions(self.house, self._logins, self._drain_seconds)
+            self._logins.cancel_scope.cancel()
+
+    async def _until_left_alone(self) -> None:
+        """Until there is nobody any more, or nobody may be."""
+        while busy(self.house, self._logins) and not self._drain.is_set():
+            with trio.move_on_after(_LOOK_SECONDS):
+                await self._drain.wait()
+
+    async def _take_clients(self) -> None:
+        """Accept until it is time to stop that."""
+        async with trio.open_nursery() as listeners:
+            for door, sock in self._place.sockets:
+                listeners.start_soon(accept_forever, sock, self._comer(door), self.house.admission.room(self._room))
+            self._say_accepting(True)
+            log.info("worker.started", worker=self._place.worker_id, pid=os.getpid())
+            await self._any(self._leave, self._drain)
+            if not self._leave.is_set():
+                with trio.move_on_at(self._drain_at):
+                    await self._leave.wait()
+            listeners.cancel_scope.cancel()
+
+    def _say_accepting(self, accepting: bool) -> None:
+        self._about["accepting"] = accepting
+        self._control.post(["accepting", accepting])
+        self._link.tell(["accepting", accepting])
+
+    @staticmethod
+    async def _any(*events: trio.Event) -> None:
+        """Wait for the first of them."""
+        async with trio.open_nursery() as nursery:
+
+            async def wait(event: trio.Event) -> None:
+                await event.wait()
+                nursery.cancel_scope.cancel()
+
+            for event in events:
+                nursery.start_soon(wait, event)
 
     # --- coming in ---
-
-    async def _serve(self, accepting: trio.CancelScope) -> None:
-        """Two nurseries: the one that accepts ends first, logins under way may finish."""
-        async with trio.open_nursery() as self._logins:
-            with accepting:
-                async with trio.open_nursery() as listeners:
-                    for door, sock in self._doors:
-                        asks = door.protocol == "socketmap"
-                        accepted = self._asker(door, listeners) if asks else self._comer(door)
-                        listeners.start_soon(accept_forever, sock, accepted)
-                    self._ready = True
-                    self.started.set()
-            for _, sock in self._doors:
-                sock.close()
 
     def _comer(self, door: Door) -> Callable[[socket.socket, Any], None]:
         """What to do with a connection that a listener accepted; never waits."""
@@ -156,77 +218,59 @@ class Worker:
 
         return accepted
 
-    def _asker(self, door: Door, nursery: trio.Nursery) -> Callable[[socket.socket, Any], None]:
-        """As _comer(), for a listener where Postfix asks: it keeps connections open, which hold up no drain."""
-
-        def accepted(sock: socket.socket, address: Any) -> None:
-            peer = Endpoint(plain_host(address[0]), address[1])
-            if door.lets_in(peer.host):
-                nursery.start_soon(self._socketmap.serve, sock, peer, door.domains)
-            else:
-                self._refuse(sock, peer, door, "trusted_networks", None)
-
-        return accepted
-
     def _refuse(self, sock: socket.socket, client: Endpoint, door: Door, limit: str, farewell: bytes | None) -> None:
         """Close a connection that may not come in, with a word where one would be understood."""
         self.house.metrics.refused(limit)
-        value = getattr(self.settings.limits, limit, None)
+        value = getattr(self._settings.limits, limit, None)
         log.info("connection.refused", client=str(client), via="", listener=door.name, limit=limit, value=value)
         with contextlib.suppress(OSError):
             if farewell is not None and door.tls != "implicit":
                 sock.send(farewell)
         sock.close()
 
-    # --- going out ---
+    # --- what other workers say, and what the steward knows of the backends ---
 
-    async def _await_second(self, signals: AsyncIterator[int], patience: trio.CancelScope) -> None:
-        async for number in signals:
-            log.warning("worker.stopping_at_once", signal=signal.Signals(number).name)
-            patience.cancel()
+    def _listen_to_others(self) -> None:
+        link, house = self._link, self.house
+        house.throttle.on_wrong = lambda wrong: link.tell(["wrong", wrong])
+        house.throttle.on_known = lambda person: link.tell_lazily(["known", person])
+        link.on_wrong = house.throttle.learn_wrong
+        link.on_known = house.throttle.learn_known
+        link.on_used = house.meters.deduct
+        link.on_view = self._see
+        link.on_hello = lambda: link.tell(["metrics", METRICS.everything()])
+        link.on_scrape = self._tell_figures
 
-    async def _drain(self) -> None:
-        """End the sessions at safe points, spread over `timeouts.drain` with jitter; the rest at its end.
+    def _see(self) -> None:
+        """The steward has said what the backends are like."""
+        house, now = self.house, trio.current_time()
+        house.backends.update(self._cluster.servers(), self._cluster.addresses)
+        works = {each.name: (each.up, each.reason) for each in self._cluster.snapshot(time.monotonic())}
+        for name, (up, reason) in works.items():
+            if name not in self._works:
+                house.metrics.know_backend(name)
+            if up == self._works.get(name, True):
+                continue
+            if up:
+                house.backends[name].recovered(now)
+            else:
+                house.backends[name].went_down(reason)
+        for name in self._works.keys() - works.keys():
+            house.metrics.forget_backend(name)
+        self._works = {name: up for name, (up, _) in works.items()}
 
-        Connections that are not logging in just now end at once; logins under way may finish.
-        """
-        seconds = self.settings.timeouts.drain
-        deadline = trio.current_time() + seconds
-        # All sessions should have had their turn after about two thirds of the time.
-        rounds = max(1, int(seconds * 2 / 3 / _DRAIN_TICK_SECONDS))
-        due: list[Carried] = []
-        per_round = 0
-        while self._busy() and trio.current_time() < deadline:
-            for visit in list(self.house.visits):
-                visit.drain()
-            if not due:
-                due = list(self.house.engine.sessions)
-                random.shuffle(due)
-                per_round = max(1, -(-len(due) // rounds))
-            for _ in range(min(per_round, len(due))):
-                session = due.pop()
-                if session.at_safe_point:
-                    self.house.engine.say_goodbye(session, Outcome.DRAINED)
-            await trio.sleep(_DRAIN_TICK_SECONDS * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
+    def _tell_figures(self) -> None:
+        """What has been counted since the last time."""
+        while changes := METRICS.changes():
+            self._link.tell(["metrics", changes])
 
-    def _busy(self) -> bool:
-        return bool(self.house.engine.sessions or self._logins.child_tasks)
-
-    async def _ignore_hangups(self) -> None:
-        """Settings cannot be read anew yet; a habit from other servers must not stop this one."""
-        with trio.open_signal_receiver(signal.SIGHUP) as hangups:
-            async for _ in hangups:
-                log.warning("worker.hangup_ignored", reason="settings take hold at a restart")
-
-    # --- being watched ---
-
-    def _readiness(self) -> tuple[bool, dict[str, Any]]:
-        ready = self._ready and not self._draining
-        return ready, {"ready": ready, "draining": self._draining, "sessions": len(self.house.engine.sessions)}
-
-    async def _watch_loop(self) -> None:
-        """How late the loop wakes: what a login waits for behind other work."""
+    async def _every_second(self) -> None:
+        """Tell that this process lives, how late its loop is, and what it has counted."""
         while True:
-            due = trio.current_time() + _LOOP_DELAY_EVERY_SECONDS
+            due = trio.current_time() + _SECOND
             await trio.sleep_until(due)
             self.house.metrics.loop_delay(trio.current_time() - due)
+            self._control.post(["alive"])
+            self._tell_figures()
+            while used := self.house.meters.take_used():
+                self._link.tell_lazily(["used", used])

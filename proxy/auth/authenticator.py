@@ -45,10 +45,16 @@ _Found = TypeVar("_Found", Identity, Account)
 class Authenticator:
     """The identity sources of a proxy, in the order of the settings."""
 
-    def __init__(self, sources: Sequence[IdentitySource], rules: NameRules, *, decoy_key: bytes | None = None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[IdentitySource],
+        rules: NameRules,
+        *,
+        decoy_key: Callable[[], bytes] | None = None,
+    ) -> None:
         """Args:
-        decoy_key: What the salts of unknown names are made from: secret, and the same in every proxy of a site. None:
-            nobody logs in without showing a secret, since no backend would let the proxy in then.
+        decoy_key: Tells what the salts of unknown names are made from: secret, and the same in every process and proxy
+            of a site. None: nobody logs in without showing a secret, since no backend would let the proxy in then.
         """
         self.sources = tuple(sources)
         self._answers = Answers(source.name for source in sources)
@@ -115,7 +121,7 @@ class Authenticator:
         if isinstance(found, Account) and found.scram is not None:
             return found
         # An identity is not told: it must never come out of this, whatever is proven.
-        return Account(Identity(name, ""), decoy_keys(name, self._decoy_key, self._pattern.usual_shape))
+        return Account(Identity(name, ""), decoy_keys(name, self._decoy_key(), self._pattern.usual_shape))
 
     async def find(self, spelled: str) -> Identity | None:
         """Whom a name belongs to, as far as it can be told without a secret. It proves nothing about whoever asks.

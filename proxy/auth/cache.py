@@ -110,6 +110,11 @@ class CachedSource:
         METRICS.on_flush(self._flush)
 
     @property
+    def source(self) -> IdentitySource:
+        """Who is asked."""
+        return self._source
+
+    @property
     def name(self) -> str:
         return self._source.name
 

@@ -74,7 +74,7 @@ class FileSource:
             SettingsError: With every mistake of the file.
         """
         self.name = name
-        self._path = path
+        self.path = path
         self._rules = rules
         self._verifier = verifier
         self.users = read_users(path, rules, name)
@@ -89,13 +89,17 @@ class FileSource:
         """How most SCRAM keys of the file look."""
         return self.users.usual_shape
 
-    def reload(self) -> None:
-        """Read the file again: all of it, or nothing changes. It may run in a thread.
+    def reload(self, content: bytes) -> None:
+        """Take what the file holds now: all of it, or nothing changes. It may run in a thread.
 
+        Whether the file knows SCRAM keys at all has been said at the start, to those who offer mechanisms.
+
+        Args:
+            content: This process may have no right to read it.
         Raises:
             SettingsError: With every mistake of the file.
         """
-        self.users = read_users(self._path, self._rules, self.name)
+        self.users = read_users(self.path, self._rules, self.name, content)
 
     async def authenticate(self, credentials: Credentials, name: str, origin: Origin) -> Identity | NotMine:
         """Verify the password of a name that the file knows; others are not ours to judge.
@@ -126,18 +130,19 @@ class FileSource:
     async def probe(self) -> Sequence[Probe]:
         """How many people there are; that they could be read is known since the start."""
         count = len(self.users.accounts)
-        return [Probe(str(self._path), "", f"{count} {'person' if count == 1 else 'people'}")]
+        return [Probe(str(self.path), "", f"{count} {'person' if count == 1 else 'people'}")]
 
 
-def read_users(path: Path, rules: NameRules, source: str = "file") -> Users:
+def read_users(path: Path, rules: NameRules, source: str = "file", content: bytes | None = None) -> Users:
     """Read a users file.
 
     Args:
         source: What the identities name as their source.
+        content: What the file holds, where somebody else has read it.
     Raises:
         SettingsError: With every mistake, in the order of the file.
     """
-    document, mistakes = read_with_mistakes(path, MAX_BYTES)
+    document, mistakes = read_with_mistakes(path, MAX_BYTES, content)
     reading = _Reading(document, rules, source)
     reading.read()
     mistakes += [Mistake(path, document.line(keys), key_text(keys), problem) for keys, problem in reading.problems]

@@ -70,7 +70,7 @@ class HttpSource:
         self._url = settings.url
         self._rules = rules
         self._web = Web(settings.ca, settings.timeout)
-        self._fields = _constant_fields(settings)
+        self._settings = settings
         self._under_way = 0
 
     async def authenticate(self, credentials: Credentials, name: str, origin: Origin) -> Answer:
@@ -83,7 +83,7 @@ class HttpSource:
             raise _unavailable(f"{_MOST_UNDER_WAY} questions are under way already")
         self._under_way += 1
         try:
-            question = {**self._fields, **_question(credentials, name, origin)}
+            question = {**_constant_fields(self._settings), **_question(credentials, name, origin)}
             # Octets, which the door passes on: text would have to be ASCII there.
             answer = await self._web.get(self._url, max_bytes=_MAX_BODY_BYTES, headers=question)
         except WebFailed as exc:
@@ -102,7 +102,7 @@ class HttpSource:
         what = f"{without_query(self._url)}: request"
         began = trio.current_time()
         try:
-            answer = await self._web.get(self._url, max_bytes=_MAX_BODY_BYTES, headers=self._fields)
+            answer = await self._web.get(self._url, max_bytes=_MAX_BODY_BYTES, headers=_constant_fields(self._settings))
         except WebFailed as exc:
             return (Probe(what, str(exc), seconds=trio.current_time() - began),)
         return (Probe(what, "", f"HTTP status {answer.status}", trio.current_time() - began),)
@@ -135,7 +135,7 @@ def escape(octets: bytes) -> bytes:
 
 
 def _constant_fields(settings: HttpIdentity) -> dict[str, str]:
-    """Those of every request: the host, and the settings'."""
+    """Those of every request: the host, and the settings', whose secrets may have changed since the last one."""
     # Blanks around a value are no part of it (RFC 9110 §5.5), and a library might refuse it with its text.
     fields = {
         name: (value.value.decode("ascii") if isinstance(value, Secret) else value).strip()

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from proxy.admin.commands import VERBS, Change, UnusableChange
-from proxy.cli.running import (
-    EXIT_REFUSED,
-    EXIT_UNAVAILABLE,
-    Declined,
-    NotAnswered,
-    ask,
-    fail,
-    path_of,
-    rough_duration,
-)
-from proxy.cli.terminal import EXIT_OK, EXIT_SETTINGS, console, plain, print_json, print_mistakes, table
-from proxy.settings.loader import load
-from proxy.settings.mistakes import SettingsError
+from proxy.admin.commands import VERBS, Change
+from proxy.cli.running import ask, conversation, path_of, rough_duration
+from proxy.cli.terminal import console, plain, table
+from proxy.settings.models import Settings
 from proxy.settings.units import duration_text
 
-NO_SOCKET = "admin.socket is not set; add e.g. admin: {socket: /run/imap-porter/admin.sock} and start the proxy anew"
 _NUMBERS = ("weight", "sessions", "users", "waiting")
 _COLOURS = {"up": "green", "drain": "yellow", "down": "red"}
 
@@ -35,7 +23,11 @@ def backends(config: Path, json_output: bool) -> int:
     Returns:
         0; 1: the settings have mistakes, or no `admin.socket`; 3: the proxy doesn't answer.
     """
-    return _conversation(config, json_output, lambda path: ask(path, path_of("v1", "backends")), _show_backends)
+
+    def request(path: Path, _settings: Settings) -> dict[str, Any]:
+        return ask(path, path_of("v1", "backends"))
+
+    return conversation(config, json_output, request, _show_backends)
 
 
 def change(
@@ -47,50 +39,26 @@ def change(
     json_output: bool,
     weight: int | None = None,
     over_seconds: float | None = None,
+    over_drain: bool = False,
 ) -> int:
     """Change one backend.
 
     Args:
         verb: One of `admin.commands.VERBS`.
+        over_drain: Without `over_seconds`, `timeouts.drain` of the settings takes its place.
     Returns:
         0; 1: the settings have mistakes, or no `admin.socket`; 2: it cannot be done; 3: the proxy doesn't answer.
     """
 
-    def request(path: Path) -> dict[str, Any]:
-        wanted = Change.make(verb, reason, weight=weight, over_seconds=over_seconds)
-        return ask(path, path_of("v1", "backends", backend), wanted.as_document())
+    def request(path: Path, settings: Settings) -> dict[str, Any]:
+        over = settings.timeouts.drain if over_drain and over_seconds is None else over_seconds
+        wanted = Change.make(verb, reason, weight=weight, over_seconds=over)
+        return {**ask(path, path_of("v1", "backends", backend), wanted.as_document()), "over_seconds": over}
 
     def show(answer: dict[str, Any]) -> None:
-        _show_change(answer, VERBS[verb].key, over_seconds)
+        _show_change(answer, VERBS[verb].key)
 
-    return _conversation(config, json_output, request, show)
-
-
-def _conversation(
-    config: Path,
-    json_output: bool,
-    request: Callable[[Path], dict[str, Any]],
-    show: Callable[[dict[str, Any]], None],
-) -> int:
-    """Find the socket, ask, and show the answer; whatever goes wrong is told."""
-    try:
-        path = load(config).admin.socket
-    except SettingsError as exc:
-        print_mistakes(exc, json_output)
-        return EXIT_SETTINGS
-    if path is None:
-        return fail(json_output, EXIT_SETTINGS, f"{config}: {NO_SOCKET}")
-    try:
-        answer = request(path)
-    except (Declined, UnusableChange) as exc:
-        return fail(json_output, EXIT_REFUSED, str(exc))
-    except NotAnswered as exc:
-        return fail(json_output, EXIT_UNAVAILABLE, str(exc))
-    if json_output:
-        print_json({"ok": True, **answer})
-    else:
-        show(answer)
-    return EXIT_OK
+    return conversation(config, json_output, request, show)
 
 
 # --- for people ---
@@ -126,8 +94,8 @@ def _notes(view: dict[str, Any]) -> str:
     return ", ".join(notes)
 
 
-def _show_change(answer: dict[str, Any], key: str, over_seconds: float | None) -> None:
-    before, after = answer["before"], answer["after"]
+def _show_change(answer: dict[str, Any], key: str) -> None:
+    before, after, over_seconds = answer["before"], answer["after"], answer["over_seconds"]
     text = f"{after['name']}: {key} {after[key]}, was {before[key]}; {_people(after)}"
     if over_seconds is not None:
         text += f"; those who are not bound to it move within {duration_text(over_seconds)}"

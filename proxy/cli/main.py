@@ -118,20 +118,54 @@ def backends(config: Config = _DEFAULT_CONFIG, json_output: Json = False) -> Non
 
 
 @app.command()
+def status(config: Config = _DEFAULT_CONFIG, json_output: Json = False) -> None:
+    """Show the running proxy's processes: generation, state, restarts, sessions."""
+    from proxy.cli.processes import status as run
+
+    raise typer.Exit(run(config, json_output))
+
+
+@app.command()
+def reload(config: Config = _DEFAULT_CONFIG, json_output: Json = False) -> None:
+    """Have the running proxy read its settings anew: all or nothing, and no session is lost.
+
+    It prints what changed, or every mistake. Where admin.socket is another in the new settings, send the first process
+    SIGHUP in place of this.
+
+    Exit status: 0; 1, the settings have mistakes, or name no admin.socket; 2, the proxy goes on as before; 3, it does
+    not answer.
+    """
+    from proxy.cli.processes import reload as run
+
+    raise typer.Exit(run(config, json_output))
+
+
+@app.command()
 def drain(
-    name: str,
     reason: Reason,
+    name: Annotated[str | None, typer.Argument(help="The backend.", show_default=False)] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The backend, to be emptied as the proxy is by SIGTERM, within --over."),
+    ] = None,
     config: Config = _DEFAULT_CONFIG,
     over: Annotated[
         str | None,
         typer.Option(
-            metavar="DURATION", help="Move the users who are there, one after the other, within so long, e.g. 5m."
+            metavar="DURATION",
+            help="Move the users who are there, one after the other, within so long, e.g. 5m. With --backend: by "
+            "default timeouts.drain.",
         ),
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Give a backend no new users. Those with a session there stay together, unless --over moves them."""
-    _change(name, "drain", config, reason, json_output, over_seconds=None if over is None else _duration(over))
+    """Give a backend no new users. Those with a session there stay together, unless --over or --backend moves them."""
+    named = [each for each in (name, backend) if each is not None]
+    if len(named) != 1:
+        raise typer.BadParameter("expected either NAME or --backend NAME")
+    over_seconds = None if over is None else _duration(over)
+    over_drain = backend is not None
+    _change(named[0], "drain", config, reason, json_output, over_seconds=over_seconds, over_drain=over_drain)
 
 
 @app.command()

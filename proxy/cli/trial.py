@@ -114,7 +114,9 @@ class Trier:
         self._notes: list[Asked] = []
         self._witnesses = [_witness(source, self._notes) for source in sources]
         keyed = settings.backends.login.method in ("master", "authzid")
-        self._authenticator = Authenticator(self._witnesses, self._rules, decoy_key=_DECOY_KEY if keyed else None)
+        self._authenticator = Authenticator(
+            self._witnesses, self._rules, decoy_key=(lambda: _DECOY_KEY) if keyed else None
+        )
         self._cluster = Cluster(settings.backends, settings.routing, 0.0)
         self._backends = Pool(settings.backends, settings.timeouts, limits=settings.limits.logins_per_backend)
 

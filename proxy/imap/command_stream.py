@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final, Protocol
 
 from proxy.imap.commands import AFTER_UID, COMPRESS, IDLE, OTHER, UID, command_name, plain_names, valid_tag
@@ -42,12 +43,25 @@ class Tally(Protocol):
         """Once per session at most; `reason` is one of `observer.BLIND_REASONS`."""
 
 
+class Permit(IntEnum):
+    """What a limit says to a command that is about to begin."""
+
+    GRANTED = 0
+    REFUSED = 1  # to be swallowed whole, and answered
+    DELAYED = 2  # stays where it is, with all behind it, until it is fed again
+
+
+# Asked about every command that could begin, again about one that it delayed; given one of `commands.COMMANDS`.
+Permits = Callable[[str], Permit]
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A command, or a line that is none, which must not reach the backend. Without a usable tag, `tag` is `*`."""
 
     tag: bytes
     command: str
+    limited: bool = False  # by a limit; else for what it is
 
 
 class CommandStream:
@@ -62,6 +76,7 @@ class CommandStream:
         "_more",
         "_name",
         "_names",
+        "_permits",
         "_refused",
         "_since",
         "_tag",
@@ -72,10 +87,13 @@ class CommandStream:
         "violation",
     )
 
-    def __init__(self, tally: Tally, clock: Callable[[], float], refused: frozenset[bytes]) -> None:
+    def __init__(
+        self, tally: Tally, clock: Callable[[], float], refused: frozenset[bytes], permits: Permits | None
+    ) -> None:
         self._tally = tally
         self._clock = clock
         self._refused = refused
+        self._permits = permits
         self._names = plain_names(refused)
         self.client_skip = 0
         self.refusal: Refusal | None = None
@@ -158,12 +176,19 @@ class CommandStream:
         return after
 
     def _begin(self, tag: bytes, name: str) -> bool:
-        """Note a command that waits for its answer. False: it has to wait for another's first."""
+        """Note a command that waits for its answer. False: it must not begin, now or at all."""
         more = self._more
         if tag == self._tag or (more is not None and tag in more):
             # RFC 9051 §2.2.1 wants tags to be unique. One after the other they are, and no answer is ambiguous.
             self._current = tag
             self._mode = ANSWER_ASKED
+            return False
+        if more is not None and self._tag is not None and len(more) + 1 >= MAX_PENDING:
+            self._current = b""
+            self._mode = FULL
+            return False
+        if self._permits is not None and (permit := self._permits(name)):
+            self._not_granted(permit, tag, name)
             return False
         if self._tag is None:
             self._tag = tag
@@ -171,13 +196,15 @@ class CommandStream:
             self._since = self._clock()
         elif more is None:
             self._more = {tag: (name, self._clock())}
-        elif len(more) + 1 < MAX_PENDING:
-            more[tag] = (name, self._clock())
         else:
-            self._current = b""
-            self._mode = FULL
-            return False
+            more[tag] = (name, self._clock())
         return True
+
+    def _not_granted(self, permit: Permit, tag: bytes, name: str) -> None:
+        """A limit stands in the way of a command that could begin."""
+        if permit is Permit.REFUSED:
+            self.refusal = Refusal(tag[:-1], name, limited=True)
+            self._mode = REFUSED
 
     def _text(self, data: bytes, at: int) -> int:
         """Pass what belongs to the command, up to the end of a line or of a literal."""
@@ -246,8 +273,8 @@ class CommandStream:
 
         Args:
             data: Starts at the refused line at first, goes on behind the octets of the last call later.
-        Returns: How many octets the command ends after; `refusal` is None again, and a BAD is due. None: it took all of
-            them and is not complete, or there is a `violation`.
+        Returns: How many octets the command ends after; `refusal` is None again, and an answer is due. None: it took
+            all of them and is not complete, or there is a `violation`.
         """
         at, end = 0, len(data)
         while at < end:
@@ -263,7 +290,7 @@ class CommandStream:
             size, asks = self._end_of_line(data, at, after)
             if size < NO_LITERAL:
                 return None
-            if size == NO_LITERAL or asks:  # who asks waits for the answer, which is BAD
+            if size == NO_LITERAL or asks:  # who asks waits for the answer
                 self.refusal = None
                 if self._mode == REFUSED:
                     self._mode = COMMAND

@@ -10,6 +10,9 @@ behind a tag that is still in use. A client that waits, as it should, never noti
 there (`waiting`): guessing would let a client hide a command in what this side takes for a literal and the backend
 does not. So the client's side is never in doubt, and a line whose command is refused never reaches the backend.
 
+A limit (`permits`) is asked about every command that is about to begin. What it delays is held back like the start of a
+line; what it refuses is refused, whatever it is.
+
 Where the client does what no server could read in one way only, the session ends (`violation`). The observer goes
 blind where there is nothing left to read (COMPRESS) or where the backend's stream makes no sense.
 
@@ -39,13 +42,15 @@ from proxy.imap.command_stream import (
     MAX_PENDING,
     TEXT,
     CommandStream,
+    Permit,
+    Permits,
     Refusal,
     Tally,
 )
 from proxy.imap.commands import AFTER_UID, COMPRESS, REFUSED_AFTER_LOGIN, UID, lines_without_arguments
 from proxy.imap.literals import NO_LITERAL, TOO_LARGE, literal_size, may_announce_literal
 
-__all__ = ["BLIND_REASONS", "LINE_START", "MAX_PENDING", "Observer", "Refusal", "State", "Tally"]
+__all__ = ["BLIND_REASONS", "LINE_START", "MAX_PENDING", "Observer", "Permit", "Permits", "Refusal", "State", "Tally"]
 
 _COMPRESSED: Final = "compress"
 _BACKEND_LITERAL: Final = "backend_literal"
@@ -79,9 +84,14 @@ class Observer(CommandStream):
     __slots__ = ("_after_literal", "_alone", "_back", "backend_skip")
 
     def __init__(
-        self, tally: Tally, clock: Callable[[], float], *, refused: frozenset[bytes] = REFUSED_AFTER_LOGIN
+        self,
+        tally: Tally,
+        clock: Callable[[], float],
+        *,
+        refused: frozenset[bytes] = REFUSED_AFTER_LOGIN,
+        permits: Permits | None = None,
     ) -> None:
-        super().__init__(tally, clock, refused)
+        super().__init__(tally, clock, refused, permits)
         self._alone = lines_without_arguments(refused)
         self.backend_skip = 0
         # None: at the start of a response; else what is kept of the unfinished line.
@@ -134,8 +144,8 @@ class Observer(CommandStream):
         """How many octets of `data` may go to the backend now; the rest is to be fed again, with what comes next.
 
         Nearly always all of them. Fewer when the rest is the start of a command's line (or of DONE), when its meaning
-        hangs on the backend's answer (`waiting`), or when it is refused (`refusal`) or ends the session
-        (`violation`).
+        hangs on the backend's answer (`waiting`), when a limit delays it, or when it is refused (`refusal`) or ends the
+        session (`violation`).
         """
         if not self._mode and self._tag is None and self._more is None and len(data) <= LINE_START:
             tag, _, rest = data.partition(b" ")
@@ -149,6 +159,9 @@ class Observer(CommandStream):
                     if name is not None and (0x7D in rest or rest[-1] != 0x0A or 0x0A in rest[:-1]):
                         name = None
                 if name is not None:
+                    if self._permits is not None and (permit := self._permits(name)):
+                        self._not_granted(permit, tag + b" ", name)
+                        return 0
                     self._tag = tag + b" "
                     self._name = name
                     self._since = self._clock()

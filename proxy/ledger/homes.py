@@ -6,17 +6,25 @@ than admit(), which gives that backend, or lets the newcomer wait until nobody i
 without sessions is a pin: where he was, for as long as `routing.sticky` and `routing.move_delay` say. Only sessions
 that a backend has let in leave one.
 
+Only restore() can bring in more: sessions that live already, and that nobody asked this ledger about. Where such a one
+is at another backend than its user, who is at two then, it is a stray: it is told to end, and until it has he gets in
+nowhere but where he lives.
+
 Pure: every method decides and changes in one piece, and the time is handed in. What has to be done with sessions is
 noted for the host, who carries it out (take_closings), as are the names whose move has ended (take_ended).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from proxy.ledger.moves import Closing, Moves
+from proxy.ledger.guests import Guest
+from proxy.ledger.moves import Closing, Moves, Stray
 from proxy.ledger.pins import Pin, Pins
-from proxy.ledger.resident import Move, MoveReason, Occupancy, Resident, Stage, Whereabouts
+from proxy.ledger.resident import Move, MoveReason, Occupancy, Resident, Stage, Whereabouts, Why
 from proxy.model import Placement
 from proxy.outcome import Outcome, Refused
 from proxy.settings.backend_models import Routing
@@ -24,25 +32,44 @@ from proxy.settings.backend_models import Routing
 MOST_PINS = 200_000
 
 
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What came of sessions that lived already."""
+
+    sessions: int  # that were not known
+    divided: tuple[str, ...]  # users who are at two backends by this
+    settled: tuple[str, ...]  # users who had left, as it seemed, and have not
+
+
 class Homes:
     """Residents by canonical name, and their sessions by id."""
 
     def __init__(
-        self, connections_per_user: int, routing: Routing, jitter: Callable[[], float], most_pins: int = MOST_PINS
+        self,
+        connections_per_user: int,
+        routing: Routing,
+        jitter: Callable[[], float],
+        most_pins: int = MOST_PINS,
+        connections_per_backend: int | None = None,
     ) -> None:
         """Args:
         jitter: Gives random numbers of [0, 1).
         """
-        self._most_sessions = connections_per_user
+        self._most_sessions, self._most_there = connections_per_user, connections_per_backend
         self._sticky, self._delay = routing.sticky, routing.move_delay
         self._residents: dict[str, Resident] = {}
         self._sessions: dict[str, Resident] = {}
         self._by_backend: dict[str, dict[str, Resident]] = {}
+        self._crowds: dict[str, int] = {}  # by backend: how many sessions are there, those logging in included
+        self._strays: dict[str, str] = {}  # by session: where it is, and its user is not
         self._pins = Pins(max(routing.sticky, routing.move_delay), most_pins)
         self._moves = Moves(routing, jitter)
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._sessions
 
     @property
     def moves_in_flight(self) -> int:
@@ -67,33 +94,38 @@ class Homes:
             backend = self._first_backend(name, placement, now)
             if backend is None:
                 return None
+            self._check_crowd(backend)
             why = placement.why if backend == placement.home else "hash"
             resident = self._take_in(Resident(name, backend, why, now))
         elif resident.move is None and _may_join(resident.backend, placement):
             _check_open(resident.backend, placement)
             if verified:
                 self._check_room(resident)
+            self._check_crowd(resident.backend)
             if resident.backend == placement.home:
                 resident.why = placement.why
         else:
-            _check_open(placement.home, placement)  # nothing is closed, or waited for, for the sake of a login in vain
+            # Nothing is closed, or waited for, for the sake of a login in vain.
+            _check_open(placement.home, placement)
+            self._check_crowd(placement.home)
             if resident.move is None:
                 self._moves.queue(resident, MoveReason.HOME_CHANGED, now)
             else:
                 self._moves.hasten(resident, now)
             return None
-        resident.sessions[session_id] = Stage.COUNTED if verified else Stage.TRYING
-        resident.counted += verified
-        self._sessions[session_id] = resident
+        self._enter(resident, session_id, resident.backend, Stage.COUNTED if verified else Stage.TRYING)
         return resident.backend
 
     def confirm(self, session_id: str) -> None:
-        """A session was let in by its backend; if it was not verified it counts from now on.
+        """A session was let in by its backend; if it was not verified it counts from now on. One that is
+        not there is no mistake.
 
         Raises:
             Refused: LIMIT, of those that were not verified; it is still there, to be released.
         """
-        resident = self._sessions[session_id]
+        resident = self._sessions.get(session_id)
+        if resident is None:
+            return
         if resident.sessions[session_id] is Stage.TRYING:
             self._check_room(resident)
             resident.counted += 1
@@ -109,6 +141,10 @@ class Homes:
         if resident is None:
             return False
         resident.counted -= resident.sessions.pop(session_id) is not Stage.TRYING
+        backend = self._strays.pop(session_id, resident.backend)
+        self._crowds[backend] -= 1
+        if not self._crowds[backend]:
+            del self._crowds[backend]
         if opened:
             resident.left_at = now
         if resident.sessions:
@@ -121,6 +157,25 @@ class Homes:
             # From a substitute he returns as soon as he can.
             self._pins.put(resident.name, Pin(resident.backend, resident.left_at, resident.why != "failover"))
         return False
+
+    def why(self, session_id: str) -> Why:
+        """Why the user of a session is where he is.
+
+        Raises:
+            KeyError: There is no such session.
+        """
+        return self._sessions[session_id].why
+
+    def room(self, name: str) -> int:
+        """How many sessions more a user may have. Those that nobody has verified yet don't count."""
+        resident = self._residents.get(name)
+        return self._most_sessions - (0 if resident is None else resident.counted)
+
+    def _enter(self, resident: Resident, session_id: str, backend: str, stage: Stage) -> None:
+        resident.sessions[session_id] = stage
+        resident.counted += stage is not Stage.TRYING
+        self._sessions[session_id] = resident
+        self._crowds[backend] = self._crowds.get(backend, 0) + 1
 
     def _first_backend(self, name: str, placement: Placement, now: float) -> str | None:
         """Where somebody without sessions goes; None: he has left another backend only just now."""
@@ -149,6 +204,13 @@ class Homes:
             detail = f"connections_per_user: {resident.counted} sessions of {self._most_sessions}"
             raise Refused(Outcome.LIMIT, detail, limit="connections_per_user")
 
+    def _check_crowd(self, backend: str) -> None:
+        most = self._most_there
+        if most is not None and self._crowds.get(backend, 0) >= most:
+            # The user has done nothing wrong, so it is no LIMIT to him.
+            detail = f"connections_per_backend: {backend} has {self._crowds[backend]} sessions of {most}"
+            raise Refused(Outcome.UNAVAILABLE, detail, limit="connections_per_backend")
+
     def _take_in(self, resident: Resident) -> Resident:
         self._residents[resident.name] = resident
         neighbours = self._by_backend.get(resident.backend)
@@ -163,6 +225,73 @@ class Homes:
         del neighbours[resident.name]
         if not neighbours:
             del self._by_backend[resident.backend]
+
+    # --- what lived before ---
+
+    def restore(self, guests: Iterable[Guest], now: float, shift: float = 0.0) -> Restored:
+        """Take in sessions that live already, whatever the limits. Those that are known are taken in once.
+
+        A user lives where he is known to, else where most of these sessions of his are, else where the oldest is.
+
+        Args:
+            guests: All at once, so far as they are known: what comes later does not change where anybody lives.
+            shift: What to add to their `since` for the clock that `now` is of.
+        """
+        newcomers: dict[str, dict[str, Guest]] = {}
+        for guest in guests:
+            if not guest.backend:  # it waits to be admitted, and asks anew
+                continue
+            known = self._sessions.get(guest.id)
+            if known is None:
+                newcomers.setdefault(guest.name, {})[guest.id] = guest
+            elif known.name == guest.name:
+                _catch_up(known, guest)
+        divided, settled = [], []
+        for name, mine in newcomers.items():
+            resident = self._residents.get(name)
+            if resident is not None and not resident.sessions:
+                self._moves.forget(resident, now)
+                self._let_go(resident)
+                if resident.left_at is not None:
+                    self._pins.put(name, Pin(resident.backend, resident.left_at, sticky=False))
+                settled.append(name)
+                resident = None
+            if resident is None:
+                resident = self._take_in(_resident(name, mine.values(), shift))
+            was_divided = not self._strays.keys().isdisjoint(resident.sessions)
+            if self._bring_back(resident, mine.values(), now) and not was_divided:
+                divided.append(name)
+        return Restored(sum(map(len, newcomers.values())), tuple(divided), tuple(settled))
+
+    def _bring_back(self, resident: Resident, guests: Iterable[Guest], now: float) -> bool:
+        """Gives whether some are strays."""
+        strays: dict[str, list[str]] = {}
+        for guest in guests:
+            self._enter(resident, guest.id, guest.backend, guest.stage)
+            if guest.backend != resident.backend:
+                self._strays[guest.id] = guest.backend
+                strays.setdefault(guest.backend, []).append(guest.id)
+        self._moves.joined(resident)
+        for backend, session_ids in strays.items():
+            self._moves.part(Stray(resident.name, backend, session_ids, self._strays.__contains__), now)
+        return bool(strays)
+
+    def memory(self, now: float) -> dict[str, Any]:
+        """Where users were last, for another ledger; JSON. Sessions are for their workers to tell of.
+
+        Who has some is where he is: they may end before anybody tells of them.
+        """
+        here = []
+        for resident in self._residents.values():
+            left_at = now if Stage.OPENED in resident.sessions.values() else resident.left_at
+            if left_at is not None:
+                sticky = resident.why != "failover" and resident.move is None
+                here.append([resident.name, resident.backend, round(now - left_at, 3), sticky])
+        return {"pins": self._pins.memory(now) + here}
+
+    def recall(self, memory: Mapping[str, Any], now: float) -> None:
+        """Take over what another ledger remembers."""
+        self._pins.recall(memory.get("pins"), now)
 
     # --- users have to leave ---
 
@@ -250,7 +379,26 @@ class Homes:
 
     def residents_of(self, backend: str) -> Occupancy:
         """How many there are at a backend."""
-        return _count([resident for resident in self._by_backend.get(backend, {}).values() if resident.sessions])
+        users = sum(bool(resident.sessions) for resident in self._by_backend.get(backend, {}).values())
+        return Occupancy(users, self._crowds.get(backend, 0))
+
+
+def _resident(name: str, guests: Collection[Guest], shift: float) -> Resident:
+    """A user as his sessions tell of him."""
+    crowds = Counter(guest.backend for guest in guests)
+    most = max(crowds.values())
+    oldest = min((guest for guest in guests if crowds[guest.backend] == most), key=lambda guest: guest.since)
+    newest = max((guest for guest in guests if guest.backend == oldest.backend), key=lambda guest: guest.since)
+    return Resident(name, oldest.backend, newest.why, oldest.since + shift)
+
+
+def _catch_up(resident: Resident, guest: Guest) -> None:
+    """A session that is known may have come further than was heard."""
+    stage = resident.sessions[guest.id]
+    if stage is Stage.TRYING and guest.stage is not Stage.TRYING:
+        resident.counted += 1
+    if stage is not Stage.OPENED and guest.stage is not Stage.TRYING:
+        resident.sessions[guest.id] = guest.stage
 
 
 def _may_join(backend: str, placement: Placement) -> bool:

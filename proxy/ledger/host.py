@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, Protocol
 
 import trio
 
+from proxy.ledger.guests import Guest
 from proxy.ledger.homes import Homes
 from proxy.ledger.moves import Closing
-from proxy.ledger.resident import Move, MoveReason, Occupancy, Resident, Whereabouts
-from proxy.ledger.session import Session
+from proxy.ledger.resident import Move, MoveReason, Occupancy, Resident, Whereabouts, Why
 from proxy.model import Placement
 from proxy.observe import metrics
 from proxy.observe.log import get_logger
@@ -25,6 +27,8 @@ log = get_logger()
 _MOST_WAITING = 100  # logins of one user
 _WAIT_SECONDS = 20.0  # for the move of a user, beyond routing.move_patience and routing.move_delay
 _TICK_SECONDS = 5.0
+_SLICE = 500  # sessions that are released without looking at anything else: about a millisecond
+_MOST_NAMES = 10  # in one line of the log
 
 _MOVES = metrics.counter(
     "porter_moves_total",
@@ -44,6 +48,10 @@ _ABANDONED = metrics.counter(
     "Sessions given up at a backend that could not be reached, and that may live on there.",
     backend=None,
 )
+_DIVIDED = metrics.counter(
+    "porter_users_divided_total",
+    "Users who turned out to have sessions at two backends; those at one of them were told to end.",
+)
 
 Place = Callable[[], Placement]
 
@@ -52,6 +60,18 @@ def know_backends(names: Iterable[str]) -> None:
     """Make zero visible in what is counted by backend."""
     for name in names:
         _ABANDONED.labels(name)
+
+
+class Lodger(Protocol):
+    """Who wants to be admitted: a session, wherever it lives."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str:
+        """Canonical."""
+        ...
 
 
 class SessionCloser(Protocol):
@@ -68,13 +88,21 @@ class SessionCloser(Protocol):
 class Ledger:
     """Live sessions, where their users live, and the limits over them.
 
-    `admit` is async because the ledger may live in another process, and for the sake of users on the move; usually it
-    answers at once. Check and change stand in one piece, without a checkpoint between them. Moves go on only while
-    run() runs.
+    `admit` is async for the sake of users on the move; usually it answers at once, and whoever has no task for each
+    login asks `admit_now` first. Check and change stand in one piece, without a checkpoint between them. Moves go on
+    only while run() runs.
     """
 
-    def __init__(self, connections_per_user: int, routing: Routing, closer: SessionCloser) -> None:
-        self._homes = Homes(connections_per_user, routing, random.random)
+    def __init__(
+        self,
+        connections_per_user: int,
+        routing: Routing,
+        closer: SessionCloser,
+        connections_per_backend: int | None = None,
+    ) -> None:
+        self._homes = Homes(
+            connections_per_user, routing, random.random, connections_per_backend=connections_per_backend
+        )
         self._closer = closer
         self._patience = routing.move_patience + routing.move_delay + _WAIT_SECONDS
         self._waiting: dict[str, deque[_Waiter]] = {}
@@ -84,6 +112,9 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._homes)
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._homes
 
     @property
     def moves_in_flight(self) -> int:
@@ -101,7 +132,7 @@ class Ledger:
 
     # --- sessions come and go ---
 
-    async def admit(self, session: Session, place: Place, *, verified: bool) -> str:
+    async def admit(self, lodger: Lodger, place: Place, *, verified: bool) -> str:
         """Take a session in before its backend is asked; gives the backend. May wait for a move of its user.
 
         Args:
@@ -110,29 +141,77 @@ class Ledger:
         Raises:
             Refused: LIMIT, the user has as many sessions as he may. UNAVAILABLE. The session was not taken in.
         """
-        now = trio.current_time()
-        backend = self._homes.admit(session.id, session.name, place(), now, verified=verified)
+        backend = self._ask(lodger, place, verified)
+        return await self._wait(_Waiter(lodger, place, verified)) if backend is None else backend
+
+    def admit_now(self, lodger: Lodger, place: Place, *, verified: bool) -> str | None:
+        """As admit(), without waiting. None: it has to wait, which wait_for() does, and was not taken in yet.
+
+        Raises:
+            Refused: As admit().
+        """
+        backend = self._ask(lodger, place, verified)
         if backend is None:
-            backend = await self._wait(_Waiter(session.id, session.name, place, verified))
+            self._act()  # a move begins, whether or not this login lives to see its end
         return backend
 
-    def confirm(self, session: Session) -> None:
-        """A session was let in by its backend, verified or not: to be called for each.
+    def _ask(self, lodger: Lodger, place: Place, verified: bool) -> str | None:
+        if lodger.id in self._homes:
+            self.release(lodger, opened=True)  # it tries again, and nobody has heard how it fared
+        return self._homes.admit(lodger.id, lodger.name, place(), trio.current_time(), verified=verified)
+
+    async def wait_for(self, lodger: Lodger, place: Place, *, verified: bool) -> str:
+        """What admit_now() could not answer; the move may be over by now.
+
+        Raises:
+            Refused: As admit().
+        """
+        return await self.admit(lodger, place, verified=verified)
+
+    def why(self, session_id: str) -> Why:
+        """Why a session was led where it is.
+
+        Raises:
+            KeyError: It was not admitted.
+        """
+        return self._homes.why(session_id)
+
+    def room(self, name: str) -> int:
+        """How many sessions more a user may have. One that is not verified does not count before confirm(): it needs
+        room for itself.
+        """
+        return self._homes.room(name)
+
+    def confirm(self, lodger: Lodger) -> None:
+        """A session was let in by its backend, verified or not: to be called for each. One that was not admitted is no
+        mistake.
 
         Raises:
             Refused: LIMIT, of those that were not verified: the user has as many sessions as he may. The session is
                 still to be released.
         """
-        self._homes.confirm(session.id)
+        self._homes.confirm(lodger.id)
 
-    def release(self, session: Session, *, opened: bool) -> None:
+    def release(self, lodger: Lodger, *, opened: bool) -> None:
         """Let a session go; one that was not admitted is no mistake.
 
         Args:
             opened: Whether it was logged in at its backend, or may have been: nobody heard the answer.
         """
-        if self._homes.release(session.id, trio.current_time(), opened=opened):
+        if self._homes.release(lodger.id, trio.current_time(), opened=opened):
             self._act()
+
+    async def release_all(self, session_ids: Iterable[str]) -> None:
+        """Let many sessions go at once: nobody knows how they ended. Goes on to its end even where it is cancelled."""
+        ids = iter(session_ids)
+        while some := list(islice(ids, _SLICE)):
+            now = trio.current_time()
+            moved = False
+            for session_id in some:
+                moved |= self._homes.release(session_id, now, opened=True)
+            if moved:
+                self._act()
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _wait(self, waiter: _Waiter) -> str:
         queue = self._waiting.setdefault(waiter.name, deque())
@@ -162,6 +241,35 @@ class Ledger:
         if isinstance(waiter.answer, Exception):
             raise waiter.answer
         return waiter.answer
+
+    # --- what lived before ---
+
+    def restore(self, guests: Iterable[Guest]) -> None:
+        """Take in sessions that live already, whatever the limits: all that are known at once, as far as possible.
+
+        Who has sessions at two backends stays where he is known to live, else where most of them are, else where the
+        oldest is; the others are told to end, and until they have he gets in nowhere else. One that is known already
+        is taken in once.
+        """
+        now = trio.current_time()
+        restored = self._homes.restore(guests, now, now - time.monotonic())
+        divided = restored.divided
+        if divided:
+            _DIVIDED.inc(len(divided))
+            log.warning("ledger.users_divided", users=len(divided), names=divided[:_MOST_NAMES])
+        if restored.sessions:
+            log.info("ledger.restored", sessions=restored.sessions, sessions_in_all=len(self._homes))
+        for name in restored.settled:
+            self._wake(name)
+        self._act()
+
+    def memory(self) -> dict[str, Any]:
+        """Where users were who have no sessions just now, for the next ledger; JSON."""
+        return self._homes.memory(trio.current_time())
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take over what the ledger before this one remembered. What makes no sense is passed over."""
+        self._homes.recall(memory, trio.current_time())
 
     # --- users have to leave ---
 
@@ -281,8 +389,8 @@ class _Waiter:
 
     __slots__ = ("answer", "decided", "name", "place", "session_id", "verified")
 
-    def __init__(self, session_id: str, name: str, place: Place, verified: bool) -> None:
-        self.session_id, self.name, self.place, self.verified = session_id, name, place, verified
+    def __init__(self, lodger: Lodger, place: Place, verified: bool) -> None:
+        self.session_id, self.name, self.place, self.verified = lodger.id, lodger.name, place, verified
         self.answer: str | Exception | None = None
         self.decided = trio.Event()
 

@@ -40,6 +40,16 @@ class Closing:
     abandoned: int = 0  # so many of them, let in by a backend that cannot be reached, are given up by this
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Stray:
+    """Sessions of a user at another backend than his."""
+
+    name: str
+    backend: str
+    session_ids: Sequence[str]
+    is_there: Callable[[str], bool]  # whether one of them has not ended yet
+
+
 class Moves:
     """All moves of a ledger."""
 
@@ -106,6 +116,23 @@ class Moves:
                 resident.move = None
                 staying.append(resident.name)
         return staying
+
+    def part(self, stray: Stray, now: float) -> None:
+        """Sessions of somebody live where he does not, and have to end whatever he does himself."""
+        self._part(stray, now, repeated=False)
+
+    def joined(self, resident: Resident) -> None:
+        """He has more sessions than were told to end."""
+        move = resident.move
+        if move is not None and move.phase is Phase.CLOSING and move.reason is not None:
+            self._close(resident, move, move.reason)
+
+    def forget(self, resident: Resident, now: float) -> None:
+        """He is not on the move any more."""
+        move, resident.move = resident.move, None
+        if move is not None:
+            self.in_flight -= move.in_flight
+            self._fill(now)
 
     def hasten(self, resident: Resident, now: float) -> None:
         """Somebody waits to log in: the eviction need not wait for its time."""
@@ -205,6 +232,22 @@ class Moves:
         if resident.move is move and move.phase is Phase.CLOSING and move.reason is not None:
             self._close(resident, move, move.reason, repeated=True)
             self._at(now + move.patience + _REPEAT_SECONDS, partial(self._repeat, resident, move))
+
+    def _part(self, stray: Stray, now: float, *, repeated: bool = True) -> None:
+        there = tuple(filter(stray.is_there, stray.session_ids))
+        if there:
+            self.closings.append(
+                Closing(
+                    stray.name,
+                    stray.backend,
+                    there,
+                    Outcome.MOVED,
+                    self._patience,
+                    MoveReason.HOME_CHANGED,
+                    repeated=repeated,
+                )
+            )
+            self._at(now + self._patience + _REPEAT_SECONDS, partial(self._part, stray))
 
     def _end(self, resident: Resident, move: Move, now: float) -> None:
         if resident.move is move:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Pin(NamedTuple):
@@ -46,6 +46,23 @@ class Pins:
         pin = self._pins.get(name)
         if pin is not None:
             self._pins[name] = pin._replace(sticky=False)
+
+    def memory(self, now: float) -> list[list[Any]]:
+        """Those that are of use, oldest first, for another's recall(); JSON."""
+        return [
+            [name, pin.backend, round(now - pin.left_at, 3), pin.sticky]
+            for name, pin in self._pins.items()
+            if pin.left_at + self._seconds > now
+        ]
+
+    def recall(self, memory: object, now: float) -> None:
+        """Take over another's. What makes no sense is passed over; of two pins the newer counts."""
+        for entry in memory if isinstance(memory, list) else ():
+            match entry:
+                case [str(name), str(backend), int() | float() as age, bool(sticky), *_] if age >= 0:
+                    known = self._pins.get(name)
+                    if known is None or known.left_at < now - age:
+                        self.put(name, Pin(backend, now - age, sticky))
 
     def drop(self, name: str) -> None:
         self._pins.pop(name, None)

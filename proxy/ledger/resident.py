@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from typing import Literal
 
 from proxy.outcome import Outcome
+
+Why = Literal["override", "hash", "failover"]  # as in Placement: why somebody is where he is
 
 
 class MoveReason(StrEnum):
@@ -52,7 +55,7 @@ class Resident:
 
     name: str
     backend: str
-    why: str  # as in Placement: why he is there
+    why: Why
     since: float
     sessions: dict[str, Stage] = field(default_factory=dict)  # by id
     counted: int = 0  # in connections_per_user

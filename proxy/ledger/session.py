@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import secrets
 import time
 from dataclasses import dataclass, field
 
 from proxy.model import Endpoint, TlsFacts
 
-_PROCESS = secrets.token_hex(4)
 _count = itertools.count(1)
+_process = secrets.token_hex(4)
 
 
 def _new_id() -> str:
     """Unique over processes and restarts, and cheap: one is made for every connection."""
-    return f"{_PROCESS}-{next(_count):x}"
+    return f"{_process}-{next(_count):x}"
+
+
+def _after_fork() -> None:
+    global _process
+    _process = secrets.token_hex(4)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ import structlog
 
 from proxy.observe import metrics
 from proxy.observe.render import ConsoleRenderer, JsonRenderer, Renderer, one_line_traceback
-from proxy.observe.sink import LogSink
+from proxy.observe.sink import DirectSink, LogSink, Sink
 
 Format = Literal["json", "console"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -55,7 +55,7 @@ class _Door:
 
     def __init__(self) -> None:
         self.threshold = _INFO
-        self.sink: LogSink | None = None
+        self.sink: Sink | None = None
         self.lead_to(ConsoleRenderer(coloured=False), _write_to_standard_error)
 
     def lead_to(self, render: Renderer, put: Callable[[bytes], None]) -> None:
@@ -145,11 +145,15 @@ def set_level(level: Level) -> None:
     logging.getLogger().setLevel(_DEBUG if level == "debug" else max(_WARNING, LEVELS[level]))
 
 
-def configure(format: Format = "json", level: Level = "info", *, descriptor: int = 2) -> LogSink:
+def configure(format: Format = "json", level: Level = "info", *, descriptor: int = 2, threaded: bool = True) -> Sink:
     """Send all lines to a file descriptor by way of a sink that never blocks; close the sink at exit.
 
     The standard library's logging and warnings and unhandled exceptions of any thread come along. Nothing
     is started before the first line, so this may be called before a fork.
+
+    Args:
+        threaded: False, for a process that goes on forking: lines are written without a thread, and flush() has to be
+            called now and then for those that could not be written at once.
     """
     render: Renderer
     if format == "json":
@@ -160,7 +164,7 @@ def configure(format: Format = "json", level: Level = "info", *, descriptor: int
     def lost_line(lines: int) -> bytes:
         return render("warning", "log.lines_dropped", {"lines": lines})
 
-    sink = LogSink(descriptor, lost_line)
+    sink: Sink = LogSink(descriptor, lost_line) if threaded else DirectSink(descriptor, lost_line)
     restore()
     _door.sink = sink
     _door.lead_to(render, sink.put)
@@ -168,6 +172,12 @@ def configure(format: Format = "json", level: Level = "info", *, descriptor: int
     set_level(level)
     atexit.register(sink.close)
     return sink
+
+
+def flush() -> None:
+    """Without a thread: write the lines that had to wait, as far as they need not wait on."""
+    if isinstance(_door.sink, DirectSink):
+        _door.sink.pump()
 
 
 def restore() -> None:

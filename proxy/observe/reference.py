@@ -31,11 +31,7 @@ def import_all_rooms() -> None:
 def metrics_page(declarations: Iterable[Declaration]) -> str:
     """The text of `docs/metrics.md`."""
     ordered = sorted(declarations, key=lambda declaration: declaration.name)
-    parts = [_HEAD]
-    for title, own in (("What imap-porter counts", True), ("What the kernel knows of its process", False)):
-        parts.append(f"\n## {title}\n")
-        parts += [_entry(entry) for entry in ordered if entry.name.startswith("porter_") is own]
-    return "".join(parts)
+    return "".join([_HEAD, *map(_entry, ordered)])
 
 
 def _entry(declaration: Declaration) -> str:

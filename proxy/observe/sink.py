@@ -1,4 +1,4 @@
-"""Where log lines wait for their writer: a bounded queue and one thread.
+"""Where log lines wait for their writer: a bounded queue and one thread; or none, in a process that forks.
 
 Theory of operation. put() takes a lock for a moment, appends and returns; it never writes, so a pipe that nobody
 reads or a disk that hangs holds up the writer thread and nothing else. The writer sleeps until a first line comes,
@@ -6,21 +6,40 @@ waits a moment for more, and writes all of them at once. When lines or octets in
 lines are lost and counted; once the queue has drained, a line says how many.
 
 The lock is reentrant because a signal handler or a finalizer may log while its own thread is inside put().
+
+A process that forks must have no threads: what they hold at that moment is held for ever in the child. It writes its
+few lines itself, as far as that is possible without waiting (DirectSink), and keeps the rest for the next time.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 import stat
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 # 20,000 session lines of 400 octets: some 20 s of a login storm while a log collector restarts.
 MAX_LINES = 20_000
 MAX_BYTES = 8 * 1024 * 1024
 GATHER_SECONDS = 0.1
 _FILE_WRITE_BYTES = 256 * 1024
+
+
+class Sink(Protocol):
+    """Takes lines and never makes anybody wait."""
+
+    def put(self, line: bytes) -> None: ...
+
+    def take_dropped(self) -> int: ...
+
+    def close(self, timeout: float = 2.0) -> bool: ...
+
+    def after_fork(self) -> None: ...
 
 
 class LogSink:
@@ -161,3 +180,102 @@ class LogSink:
             except OSError:
                 return False
         return True
+
+
+class DirectSink:
+    """A file descriptor that may block, written to without a thread.
+
+    put() and pump() write what can be written at once; the lines that are left wait for the next call, in a queue with
+    the same bounds.
+    """
+
+    def __init__(self, descriptor: int, lost_line: Callable[[int], bytes], *, max_lines: int = MAX_LINES) -> None:
+        """As LogSink."""
+        self._descriptor = descriptor
+        self._lost_line = lost_line
+        self._max_lines = max_lines
+        self._mode = os.fstat(descriptor).st_mode
+        self._own: int | None = None
+        if stat.S_ISFIFO(self._mode):
+            try:
+                # Whoever shares the pipe has it blocking, and that is not ours to change: an opening of our own isn't.
+                self._own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError:
+                self._own = None  # another user's pipe: poll() in _write has to do
+        self._queue: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self.dropped = 0
+        self._reported = 0
+        self._counted = 0
+        self._closed = False
+
+    def after_fork(self) -> None:
+        """In a child: the lines that wait are the parent's."""
+        self._queue.clear()
+        self._waiting_bytes = 0
+        self.dropped = self._reported = self._counted = 0
+
+    def put(self, line: bytes) -> None:
+        """Write a line, or keep it for later, or lose it if there is no room."""
+        full = len(self._queue) >= self._max_lines or self._waiting_bytes + len(line) > MAX_BYTES
+        if self._closed or full:
+            self.dropped += 1
+            return
+        self._queue.append(line)
+        self._waiting_bytes += len(line)
+        self.pump()
+
+    def pump(self) -> bool:
+        """Write what waits, as far as that is possible at once. True: nothing is left."""
+        while self._queue:
+            line = self._queue[0]
+            written = self._write(line[: select.PIPE_BUF])
+            if written is None:
+                return False
+            self._waiting_bytes -= written
+            if written == len(line):
+                self._queue.popleft()
+            else:
+                self._queue[0] = line[written:]
+            if not self._queue and (lost := self.dropped - self._reported):
+                self._reported = self.dropped
+                self._queue.append(self._lost_line(lost))
+                self._waiting_bytes += len(self._queue[0])
+        return True
+
+    def take_dropped(self) -> int:
+        """How many lines were lost since the last call."""
+        dropped = self.dropped
+        news, self._counted = dropped - self._counted, dropped
+        return news
+
+    def close(self, timeout: float = 2.0) -> bool:
+        """Write what waits, for at most `timeout` seconds; then take no more. True: all of it was written."""
+        self._closed = True
+        deadline = time.monotonic() + timeout
+        while not self.pump() and (left := deadline - time.monotonic()) > 0:
+            writable = select.poll()
+            writable.register(self._descriptor, select.POLLOUT)
+            writable.poll(min(left, 0.1) * 1000)
+        if self._own is not None:
+            os.close(self._own)
+            self._own = None
+        return not self._queue
+
+    def _write(self, data: bytes) -> int | None:
+        """Write, if that needs no waiting. None: it would; everything, too, when there is nobody left to read it."""
+        try:
+            if stat.S_ISSOCK(self._mode):
+                with socket.socket(fileno=os.dup(self._descriptor)) as sock:
+                    return sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            if self._own is not None:
+                return os.write(self._own, data)
+            writable = select.poll()
+            writable.register(self._descriptor, select.POLLOUT)
+            return os.write(self._descriptor, data) if writable.poll(0) else None
+        except BlockingIOError:
+            return None
+        except OSError:
+            self.dropped += 1
+            self._reported = self.dropped
+            return len(data)

@@ -1,9 +1,8 @@
 """Counting what happens with every command: plain Python numbers, added to the metrics when those are read.
 
-A histogram of prometheus_client takes a lock and several calls per observation, and in several processes also writes
-to a shared file. Here an observation is one bisect and two additions. It is safe only in one thread, the event loop's,
-which also calls flush(): exposition() does that in a single process, and each worker does it once a second where a
-separate process serves /metrics (see `metrics`). So up to a second of counting is lost with a worker that is killed.
+A series takes a lock and several calls per observation. Here an observation is one bisect and two additions. It is
+safe only in one thread, the event loop's, which also calls flush(): by exposition() in the process that serves
+/metrics, by changes() once a second in the others. So up to a second of counting is lost with a worker that is killed.
 """
 
 from __future__ import annotations

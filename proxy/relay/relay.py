@@ -26,6 +26,8 @@ _SHORT = 1024
 
 
 def _refusal_reply(refusal: Refusal) -> bytes:
+    if refusal.limited:
+        return refusal.tag + b" NO [LIMIT] Too many commands; try again later.\r\n"
     if refusal.command == "COMPRESS":
         return refusal.tag + b" NO [CANNOT] Compression is not offered here.\r\n"
     if refusal.command == "OTHER":
@@ -210,10 +212,10 @@ class Relay(Splice):
             data = data[cleared:]
         if observer.violation is None and (refusal := observer.refusal) is not None:
             swallowed = observer.swallow(data)
-            if swallowed is not None and self._refusals == _MOST_REFUSALS:
+            if swallowed is not None and not refusal.limited and self._refusals == _MOST_REFUSALS:
                 self.say_goodbye(Outcome.PROTOCOL_VIOLATION)
             elif swallowed is not None:
-                self._refusals += 1
+                self._refusals += not refusal.limited
                 self._held = data[swallowed:]
                 self._reply = _refusal_reply(refusal)
                 self._blocked = True
@@ -231,7 +233,7 @@ class Relay(Splice):
         """
         observer = self._observer
         while self._blocked and self._client is not None:
-            if self._to_client is not None or self._to_backend is not None or observer.waiting:
+            if self._paused or self._to_client is not None or self._to_backend is not None or observer.waiting:
                 break
             reply = self._reply
             if reply is not None and observer.state is State.BUSY:

@@ -11,8 +11,10 @@ without it until they are told (`partings`). Every way out goes through end().
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from proxy.imap.observer import Observer, State
@@ -24,10 +26,13 @@ from proxy.transport.stream import RECORD_BYTES, Stream
 from proxy.transport.tls import Broken, WouldRead, WouldWrite
 
 # Answers owed to a client that has closed its half may take this long.
-_HALF_CLOSED_SECONDS = 60.0
+HALF_CLOSED_SECONDS = 60.0
 # A session whose token has expired ends at a safe point. One that never comes to one ends after this much more time.
 _LONGEST_EXPIRED_SECONDS = 300.0
 _BLIND_SILENCE_SECONDS = 5.0
+
+# Who is not read while a limit makes the session wait (`metered`).
+NOBODY, CLIENT, BOTH = 0, 1, 2
 
 
 class Traffic(Protocol):
@@ -48,7 +53,7 @@ class Carriage:
     partings: Partings
 
 
-class Splice:
+class Splice(ABC):
     """Both sides of one session: its state, its writes, its ends. No method awaits."""
 
     __slots__ = (
@@ -74,6 +79,7 @@ class Splice:
         "_held",
         "_last_active",
         "_observer",
+        "_paused",
         "_refusals",
         "_reply",
         "_to_backend",
@@ -107,7 +113,8 @@ class Splice:
         self._held = b""  # what the client said and the observer did not clear yet
         self._refusals = 0
         self._reply: bytes | None = None  # an answer of ours that waits for those of the backend
-        self._blocked = False  # the client is not read until the backend has spoken
+        self._blocked = False  # the client is not read until the backend has spoken, or a pause is over
+        self._paused = NOBODY
         self._goodbye = False  # the backend's last word was a BYE of its own
         self._farewell: bytes | None = None  # lingering: what the client will be told
         self._client_wants_write = self._backend_wants_write = False  # TLS has to send before it can read on
@@ -122,6 +129,14 @@ class Splice:
     @property
     def observer(self) -> Observer:
         return self._observer
+
+    @abstractmethod
+    def on_client(self, events: int) -> None:
+        """The client's descriptor is ready."""
+
+    @abstractmethod
+    def on_backend(self, events: int) -> None:
+        """The backend's descriptor is ready."""
 
     # --- writing ---
 
@@ -190,7 +205,8 @@ class Splice:
         writes = self._to_client is not None or self._client_wants_write
         client = (IN if reads else 0) | (OUT if writes else 0)
         flushes = self._to_backend is not None or self._backend_wants_write
-        backend = (IN if self._to_client is None else 0) | (OUT if flushes else 0)
+        answers = self._to_client is None and self._paused != BOTH
+        backend = (IN if answers else 0) | (OUT if flushes else 0)
         if client != self._client_mask:
             self._client_mask = self._engine.watch(self._client_descriptor, self._client_mask, client)
         if backend != self._backend_mask:
@@ -251,24 +267,42 @@ class Splice:
             self._to_client is None
             and self._farewell is None
             and self._to_backend is None
-            and not self._held
+            and (not self._held or bool(self._paused))  # the backend has not seen it, and would not for a while
             and self._observer.between_responses
             and self._observer.state in (State.BETWEEN_COMMANDS, State.IN_IDLE)
         )
 
+    @property
+    def between_responses(self) -> bool:
+        """Whether a farewell would be understood, and the client can take it."""
+        return self._to_client is None and self._observer.between_responses
+
     def say_goodbye(self, outcome: Outcome) -> None:
         """End the session with the farewell of `outcome`, where the protocol allows one just now."""
-        if self._client is not None and self._to_client is None and self._observer.between_responses:
+        if self._client is not None and self.between_responses:
             try:
                 self._client_send(self._farewell or FAREWELLS[outcome])
             except Broken:
                 pass
         self.end(outcome)
 
+    def say_goodbye_soon(self, outcome: Outcome) -> None:
+        """End with a farewell as soon as one can be understood: when no response is being sent."""
+        if self.between_responses or self._farewell is not None:
+            self.say_goodbye(outcome)
+            return
+        self._engine.redirect(self._client_descriptor, partial(self._then_leave, self.on_client, outcome))
+        self._engine.redirect(self._backend_descriptor, partial(self._then_leave, self.on_backend, outcome))
+
+    def _then_leave(self, react: Callable[[int], None], outcome: Outcome, events: int) -> None:
+        react(events)
+        if self._client is not None and self.between_responses:
+            self.say_goodbye(outcome)
+
     def sweep(self, now: float) -> None:
         """End a session that was silent too long, in both directions (RFC 9051 §5.4)."""
         silent = now - self._last_active
-        if self._client_ended and silent > _HALF_CLOSED_SECONDS:
+        if self._client_ended and silent > HALF_CLOSED_SECONDS:
             self.end(Outcome.CLIENT_CLOSED)
         elif silent > self._carriage.idle_seconds:
             self.say_goodbye(Outcome.IDLE_TIMEOUT)

@@ -9,20 +9,24 @@ where no one else takes homes, who is up again is back at once.
 
 With `failover` a backend that discovery adds later on is out of the hash until it has been checked: it may not be
 ready. Without, mail is local, and nobody else could take its users meanwhile.
+
+One process of a host is told what happens. The others, and whoever comes after it, recall what it remembers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from proxy.model import Identity, Placement
+from proxy.routing.backend import Backend
 from proxy.routing.explanation import Explanation, explain
 from proxy.routing.health import Health
+from proxy.routing.memory import Memo, memos, what_is_asked
 from proxy.routing.rendezvous import CACHED_KEYS
-from proxy.routing.view import BY_ADMINISTRATOR, NOT_CHECKED, Standing, View
+from proxy.routing.view import BY_ADMINISTRATOR, Standing, View
 from proxy.settings.models import Backends, Routing, Server, State
 
 Kind = Literal["went_down", "came_up", "failed_over", "returned", "closed", "added", "removed", "changed"]
@@ -59,44 +63,6 @@ class Seen:
     discovered: bool
 
 
-class _Backend:
-    """One backend: what is said of it, and how it is."""
-
-    __slots__ = ("discovered", "failed_over", "health", "said_state", "said_weight", "server", "unproved")
-
-    def __init__(self, server: Server, health: Health, *, discovered: bool) -> None:
-        self.server = server
-        self.health = health
-        self.discovered = discovered
-        self.said_state: State | None = None  # by an administrator; None: nothing
-        self.said_weight: int | None = None
-        self.failed_over = False
-        self.unproved: int | None = None  # new: so many good checks in a row are still wanted of it
-
-    @property
-    def name(self) -> str:
-        return self.server.name
-
-    @property
-    def state(self) -> State:
-        return self.said_state or self.server.state
-
-    @property
-    def weight(self) -> int:
-        return self.server.weight if self.said_weight is None else self.said_weight
-
-    @property
-    def reason(self) -> str:
-        """Why it is not up; of a new one, why it is out all the same."""
-        if not self.health.up:
-            return self.health.reason
-        return "" if self.unproved is None else NOT_CHECKED
-
-    @property
-    def takes_homes(self) -> bool:
-        return self.state == "up" and self.weight > 0 and self.health.up and not self.failed_over
-
-
 class Cluster:
     """All backends, and who belongs where."""
 
@@ -104,10 +70,13 @@ class Cluster:
         self._health = backends.health
         self._failover = None if backends.failover == "never" else backends.failover
         self._tag_attribute = routing.tags.attribute
+        self._asked = what_is_asked(backends)
         self._backends = {
-            server.name: _Backend(server, Health(self._health, now), discovered=False) for server in backends.servers
+            server.name: Backend(server, Health(self._health, now), discovered=False) for server in backends.servers
         }
         self._has_discovered = False
+        self.addresses: Mapping[str, tuple[str, ...]] = {}  # of discovered servers, as they were recalled
+        self.revision = 0  # grows whenever there is something for others to recall; ages and counts are not
         self.on_event: Callable[[BackendEvent], None] = _unheard
         self._show(View(self._standings(), routing))
 
@@ -244,14 +213,16 @@ class Cluster:
         for name, server in found.items():
             known = self._backends.get(name)
             if known is None:
-                known = self._backends[name] = _Backend(server, Health(self._health, now), discovered=True)
+                known = self._backends[name] = Backend(server, Health(self._health, now), discovered=True)
                 if self._has_discovered and self._failover is not None:
                     known.failed_over, known.unproved = True, self._health.up_after
                 events.append(BackendEvent(name, "added", str(server.url)))
             elif known.discovered and known.server != server:
                 known.server = server
                 events.append(BackendEvent(name, "changed", str(server.url)))
-        self._has_discovered = True
+        if not self._has_discovered:
+            self._has_discovered = True
+            self.revision += 1
         if events:
             self._changed(now, *events)
 
@@ -260,7 +231,69 @@ class Cluster:
         if self._failover is not None:
             self._changed(now)
 
-    def _told(self, backend: _Backend, now: float, *, turned: bool) -> None:
+    # --- for other processes ---
+
+    def memory(self, now: float, addresses: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+        """All that was told since the settings, for recall(); JSON.
+
+        Args:
+            addresses: Of servers that were discovered; None: those that were recalled.
+        """
+        known: Mapping[str, Sequence[str]] = self.addresses if addresses is None else addresses
+        return {
+            "asked": self._asked,
+            "discovered": self._has_discovered,
+            "backends": {
+                name: backend.memo(now, known.get(name, ())).as_json() for name, backend in self._backends.items()
+            },
+        }
+
+    def recall(self, memory: Mapping[str, Any], now: float) -> tuple[BackendEvent, ...]:
+        """Take over what another cluster remembers, as often as it does: what it does not tell of stays as it is.
+
+        With the same settings both place alike afterwards. With others, backends that are not known here are passed
+        over, and those of the settings win over discovered ones. Nobody is told of it by `on_event`.
+
+        Returns:
+            What has become different here by it.
+        """
+        told = dict(memos(memory))
+        if self._asked is not None and memory.get("asked") == self._asked:
+            self._recall_discovered(told, now)
+            self._has_discovered |= memory.get("discovered") is True
+        for name, backend in self._backends.items():
+            memo = told.get(name)
+            if memo is not None:
+                backend.recall(memo, now, failover=self._failover is not None)
+        before = self._view.standings
+        if not self._look():
+            return ()
+        self.revision += 1
+        return tuple(_differences(before, self._view.standings))
+
+    def _recall_discovered(self, told: Mapping[str, Memo], now: float) -> None:
+        addresses = {}
+        for name in [name for name, backend in self._backends.items() if backend.discovered]:
+            if name not in told or told[name].server is None:
+                del self._backends[name]
+        for name, memo in told.items():
+            known = self._backends.get(name)
+            if memo.server is None or (known is not None and not known.discovered):
+                continue
+            if known is None or known.document != memo.server:
+                server = memo.discovered_server()
+                if server is None or server.name != name:
+                    continue
+                if known is None:
+                    self._backends[name] = Backend(server, Health(self._health, now), discovered=True)
+                else:
+                    known.server = server
+            addresses[name] = memo.addresses
+        self.addresses = addresses
+
+    # --- conclusions ---
+
+    def _told(self, backend: Backend, now: float, *, turned: bool) -> None:
         """Health was told something that may be no news."""
         health = backend.health
         if turned:
@@ -272,34 +305,32 @@ class Cluster:
     def _changed(self, now: float, *events: BackendEvent) -> None:
         """Draw the conclusions, and only then tell of it: who listens places anew."""
         happened = [*events, *self._conclusions(now)]
-        standings = self._standings()
-        if standings != self._view.standings:
-            self._show(View(standings, self._view.routing, self._view))
+        if self._look() or happened:
+            self.revision += 1
         for event in happened:
             self.on_event(event)
+
+    def _look(self) -> bool:
+        """Whether something is not as it was; if so, places are given by how it is."""
+        standings = self._standings()
+        if standings == self._view.standings:
+            return False
+        self._show(View(standings, self._view.routing, self._view))
+        return True
 
     def _show(self, view: View) -> None:
         self._view = view
         self._placed = lru_cache(CACHED_KEYS)(view.place)
 
     def _standings(self) -> tuple[Standing, ...]:
-        return tuple(
-            Standing(
-                backend.server,
-                backend.weight,
-                backend.state,
-                backend.health.up,
-                backend.reason,
-                out=backend.failed_over or (backend.state == "down" and self._failover is not None),
-            )
-            for backend in self._backends.values()
-        )
+        failover = self._failover is not None
+        return tuple(backend.standing(failover=failover) for backend in self._backends.values())
 
     def _conclusions(self, now: float) -> Iterator[BackendEvent]:
         """Who goes out of the hash, and who comes back, or in."""
         if self._failover is None:
             return
-        pools: dict[str, list[_Backend]] = {}
+        pools: dict[str, list[Backend]] = {}
         # By name: whatever the order of the settings, the same things happen one after the other.
         for name in sorted(self._backends):
             backend = self._backends[name]
@@ -308,7 +339,7 @@ class Cluster:
             yield from self._returns(pool, now)
             yield from self._failovers(pool, now, self._failover)
 
-    def _returns(self, pool: Sequence[_Backend], now: float) -> Iterator[BackendEvent]:
+    def _returns(self, pool: Sequence[Backend], now: float) -> Iterator[BackendEvent]:
         somebody_stands_in = any(backend.takes_homes for backend in pool)
         for backend in pool:
             if not (backend.failed_over and backend.health.up):
@@ -321,7 +352,7 @@ class Cluster:
                 backend.failed_over, backend.unproved = False, None
                 yield BackendEvent(backend.name, "returned")
 
-    def _failovers(self, pool: Sequence[_Backend], now: float, after: float) -> Iterator[BackendEvent]:
+    def _failovers(self, pool: Sequence[Backend], now: float, after: float) -> Iterator[BackendEvent]:
         if not any(backend.takes_homes for backend in pool):
             return
         for backend in pool:
@@ -329,6 +360,31 @@ class Cluster:
             if not backend.failed_over and not health.up and now - health.since >= after:
                 backend.failed_over = True
                 yield BackendEvent(backend.name, "failed_over", health.reason)
+
+
+def _differences(before: Iterable[Standing], after: Iterable[Standing]) -> Iterator[BackendEvent]:
+    """What has happened between two moments, as it would have been told."""
+    old = {each.name: each for each in before}
+    new = {each.name: each for each in after}
+    for name in sorted(old.keys() - new.keys()):
+        yield BackendEvent(name, "removed", "discovery lists it no more")
+    for name, now in new.items():
+        was = old.get(name)
+        if was is None:
+            yield BackendEvent(name, "added", str(now.server.url))
+            was = Standing(now.server, now.weight, now.state, up=True, reason="", out=now.out)
+        if was.up and not now.up:
+            yield BackendEvent(name, "went_down", now.reason)
+        elif now.up and not was.up:
+            yield BackendEvent(name, "came_up")
+        if now.state == "down" != was.state:
+            yield BackendEvent(name, "closed", BY_ADMINISTRATOR)
+        elif (was.server, was.state, was.weight) != (now.server, now.state, now.weight):
+            yield BackendEvent(name, "changed", str(now.server.url))
+        if now.out and not was.out and now.state != "down":
+            yield BackendEvent(name, "failed_over", now.reason)
+        elif was.out and not now.out:
+            yield BackendEvent(name, "returned")
 
 
 def _unheard(event: BackendEvent) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from proxy.settings.models import Health as HealthSettings
 
+_MOST_REASON = 300  # characters: it is passed on to all workers, and may hold what a backend has said
+
 
 class Health:
     """One backend. It counts as up until it has failed so often in a row.
@@ -54,7 +56,7 @@ class Health:
             if name == self._person:
                 return False
             self._person = name
-        self.reason = reason
+        self.reason = reason[:_MOST_REASON]
         if not self.up:
             if checked:
                 self.successes = 0
@@ -64,6 +66,12 @@ class Health:
             return False
         self._turn(now, up=False)
         return True
+
+    def recall(self, since: float, reason: str, *, up: bool) -> None:
+        """Be as another process has it."""
+        if up is not self.up:
+            self._turn(since, up=up)
+        self.since, self.reason = since, reason[:_MOST_REASON]
 
     def _turn(self, now: float, *, up: bool) -> None:
         self.up = up

@@ -10,6 +10,7 @@ from proxy.imap.observer import Observer
 from proxy.ledger.session import Session
 from proxy.observe.log import get_logger
 from proxy.outcome import Outcome
+from proxy.relay.metered import MeteredRelay
 from proxy.relay.relay import Relay
 from proxy.relay.splice import Splice
 from proxy.session.house import House
@@ -21,8 +22,13 @@ _REFUSED_WITH_COMPRESS = REFUSED_AFTER_LOGIN | {b"COMPRESS"}
 
 
 def compresses(house: House, backend: BackendSession) -> bool:
-    """Whether COMPRESS may be used: not where a client could hide UNAUTHENTICATE from us inside it (RFC 8437)."""
+    """Whether COMPRESS may be used: not where a client could hide UNAUTHENTICATE from us inside it (RFC 8437), or
+    commands that are limited.
+    """
+    limits = house.settings.limits
     if house.settings.relay.compress == "refuse" or not backend.capability:
+        return False
+    if limits.commands_per_user is not None or limits.commands_per_session is not None:
         return False
     return b"UNAUTHENTICATE" not in map(bytes.upper, backend.capability)
 
@@ -30,8 +36,15 @@ def compresses(house: House, backend: BackendSession) -> bool:
 def hand_over(client: Stream, backend: BackendSession, early: bytes, session: Session, house: House) -> None:
     """Hand both sides to the engine; from here on there is no task for this session."""
     refused = REFUSED_AFTER_LOGIN if compresses(house, backend) else _REFUSED_WITH_COMPRESS
-    observer = Observer(house.tally, time.monotonic, refused=refused)
-    carried = Relay(house.engine, session, client, backend.stream, observer, house.carriage)
+    meter = house.meters.open(session.name)
+    carried: Relay
+    if meter is None:
+        observer = Observer(house.tally, time.monotonic, refused=refused)
+        carried = Relay(house.engine, session, client, backend.stream, observer, house.carriage)
+    else:
+        permits = meter.permits if meter.counts_commands else None
+        observer = Observer(house.tally, time.monotonic, refused=refused, permits=permits)
+        carried = MeteredRelay(house.engine, session, client, backend.stream, observer, house.carriage, meter)
     house.metrics.logged_in(session.backend)
     try:
         carried.start(early, backend.trailing_data)
@@ -52,7 +65,7 @@ def leave_backend(relay: Splice, house: House) -> None:
     """A session has no backend any more: its user may live elsewhere from now on, even while its client lingers."""
     relay.session.parted = True
     house.metrics.left_backend(relay.session.backend)
-    house.ledger.release(relay.session, opened=True)
+    house.registrar.release(relay.session, opened=True)
 
 
 def settle(session: Session, house: House, outcome: Outcome, from_client: int, from_backend: int) -> None:

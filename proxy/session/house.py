@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from proxy.auth.authenticator import Authenticator
 from proxy.auth.throttle import Throttle
 from proxy.backends.pool import Pool
-from proxy.ledger.host import Ledger
 from proxy.limits.admission import Admission
+from proxy.limits.meters import Meters
+from proxy.limits.turnstile import Turnstile
 from proxy.observe.tally import Tally
 from proxy.relay.closing import Closer
 from proxy.relay.engine import Engine
 from proxy.relay.splice import Carriage
-from proxy.routing.cluster import Cluster
 from proxy.session.mechanisms import Mechanisms
 from proxy.session.metrics import SessionMetrics
+from proxy.session.registrar import Registrar
 from proxy.settings.models import Settings
 
 if TYPE_CHECKING:
@@ -29,15 +30,17 @@ class House:
 
     settings: Settings
     admission: Admission
+    handshakes: Turnstile
+    logins: Turnstile
     throttle: Throttle
     authenticator: Authenticator
     mechanisms: Mechanisms
-    cluster: Cluster
+    registrar: Registrar
     backends: Pool
-    ledger: Ledger
     engine: Engine
     closer: Closer
     carriage: Carriage
+    meters: Meters
     tally: Tally
     metrics: SessionMetrics
     introduces: bool  # whether backends are told who the client is

@@ -12,7 +12,7 @@ from proxy.auth.throttle import UNCOUNTED, Attempt
 from proxy.backends.backend import Backend
 from proxy.backends.login import BackendSession
 from proxy.ledger.session import Session
-from proxy.model import AccountWanted, Credentials, Identity, Origin, Placement, Visitor
+from proxy.model import AccountWanted, Credentials, Identity, Origin, Visitor
 from proxy.outcome import Outcome, Refused
 from proxy.session.house import House
 from proxy.session.metrics import REACHING_STEPS
@@ -84,14 +84,7 @@ async def _log_in_at_backend(
     if session.proxy_ttl < 1:
         raise Refused(Outcome.UNAVAILABLE, "proxies in a ring: x-proxy-ttl has run out")
 
-    def place() -> Placement:
-        session.epoch = house.cluster.epoch
-        placement = house.cluster.place(identity)
-        session.backend = placement.home  # for the log, should it be refused
-        return placement
-
-    backend = await house.ledger.admit(session, place, verified=identity.verified)
-    session.backend = backend
+    backend = await house.registrar.admit(session, identity)
     routed = clock()
     metrics.phase("route", routed - authenticated)
     logged_in: BackendSession | None = None
@@ -100,7 +93,7 @@ async def _log_in_at_backend(
             identity, credentials, partial(_visitor, session, identity, house)
         )
         # Those whom only the backend can tell count from here on: else strangers could take all the places of a user.
-        house.ledger.confirm(session)
+        house.registrar.confirm(session)
         if house.closer.withdrawn(session.id):
             raise Refused(Outcome.UNAVAILABLE, "has to live elsewhere since the login began")
     except BaseException as exc:
@@ -108,7 +101,7 @@ async def _log_in_at_backend(
             logged_in.stream.close()
         # Where the answer to LOGIN was not heard the backend may have let him in.
         unheard = not isinstance(exc, Refused) or (exc.silent and exc.step in ("id", "login"))
-        house.ledger.release(session, opened=logged_in is not None or unheard)
+        house.registrar.release(session, opened=logged_in is not None or unheard)
         house.closer.forget(session.id)  # what was wanted of this try is no word on the connection's next one
         if isinstance(exc, Refused) and exc.step:
             _note_failure(exc, session, house, verified=identity.verified)
@@ -121,7 +114,6 @@ async def _log_in_at_backend(
     now = clock()
     metrics.phase("connect", logged_in.connected_at - routed)
     metrics.phase("backend_login", now - logged_in.connected_at)
-    house.cluster.login_ended(backend, time.monotonic(), name=identity.name)
     session.ends_at = _end(identity, house.settings.relay.expiry_grace)
     return logged_in
 
@@ -135,8 +127,7 @@ def _note_failure(refusal: Refused, session: Session, house: House, *, verified:
         # with what a backend does to a stranger, who may wait for the answer to a wrong password or be cut off, nobody
         # must be able to shut it for others.
         return
-    problem = f"{refusal.step}: {refusal.detail}"
-    house.cluster.login_ended(session.backend, time.monotonic(), name=session.name, problem=problem, reached=reached)
+    house.registrar.failed(session, f"{refusal.step}: {refusal.detail}", reached=reached)
 
 
 def _backend(name: str, house: House) -> Backend:

@@ -16,7 +16,6 @@ from proxy.sasl import NAMES
 MECHANISMS = ("LOGIN", *NAMES)
 PHASES = ("tls", "auth", "route", "connect", "backend_login", "total")
 LIMITS = ("connections", "connections_per_address", "trusted_networks", "proxy_header")
-LOGIN_LIMITS = ("connections_per_user", "login_failures_per_address", "login_failures_per_user")
 TLS_FAILURES = ("alpn", "certificate", "closed", "protocol", "timeout")
 # At these steps a backend has not looked at a user yet: what fails there is the backend's own fault.
 REACHING_STEPS = ("resolve", "connect", "tls", "greeting", "starttls", "capability")
@@ -46,6 +45,7 @@ SESSION_OUTCOMES = (
     Outcome.DRAINED,
     Outcome.MOVED,
     Outcome.EXPIRED,
+    Outcome.LIMIT,
     Outcome.SERVER_BUG,
 )
 # A cached identity takes microseconds, an argon2id hash tens of milliseconds, a slow directory seconds.
@@ -75,9 +75,6 @@ _REFUSED = metrics.counter(
     "porter_connections_refused_total",
     "Connections closed at once, by the limit that was reached, or why else.",
     limit=LIMITS,
-)
-_LIMITED = metrics.counter(
-    "porter_login_limits_total", "Logins refused because of a limit, by the limit that was reached.", limit=LOGIN_LIMITS
 )
 _ENDED = metrics.counter(
     "porter_sessions_ended_total", "Sessions that are over, by how they ended.", outcome=SESSION_OUTCOMES
@@ -125,7 +122,6 @@ class SessionMetrics:
         self._authenticated = number(_SESSIONS.labels("authenticated"))
         self._connections = {name: number(_CONNECTIONS.labels(name)) for name in listener_names}
         self._refused = {limit: _REFUSED.labels(limit) for limit in LIMITS}
-        self._limited = {limit: _LIMITED.labels(limit) for limit in LOGIN_LIMITS}
         self._ended = {outcome: number(_ENDED.labels(outcome)) for outcome in SESSION_OUTCOMES}
         self._backends: dict[str, _BackendMetrics] = {}
         self._gone: set[str] = set()  # backends that DNS has taken back
@@ -143,11 +139,6 @@ class SessionMetrics:
     def refused(self, limit: str) -> None:
         """A connection was closed at once because of a limit."""
         self._refused[limit].inc()
-
-    def limited(self, limit: str) -> None:
-        """A login was refused because of a limit; another's than ours is counted by its outcome alone."""
-        if limit in self._limited:
-            self._limited[limit].inc()
 
     def tls_failed(self, reason: str) -> None:
         """A client's handshake failed."""

@@ -10,6 +10,7 @@ import trio
 from proxy.auth.throttle import Attempt
 from proxy.backends.login import BackendSession
 from proxy.ledger.session import Session
+from proxy.limits.reached import ACTIONS, reached
 from proxy.model import Account, AccountWanted, Credentials, Origin
 from proxy.observe.log import get_logger
 from proxy.outcome import Outcome, Refused
@@ -49,12 +50,35 @@ class Tries:
         self._begin(credentials.mechanism, credentials.authentication_identity, credentials.authorization_identity)
         exchange, self._exchange = self._exchange, None
         began = trio.current_time()
-        backend = await self._attempt(log_in(credentials, session, self._origin(), self._house, exchange))
+        backend = await self._attempt(self._in_turn(credentials, exchange))
         if isinstance(backend, BackendSession):
             session.login_seconds = trio.current_time() - began
             metrics.attempt(credentials.mechanism, Outcome.OK)
             metrics.phase("total", session.login_seconds)
         return backend
+
+    async def _in_turn(self, credentials: Credentials, exchange: Attempt | None) -> BackendSession:
+        """Raises Refused: As log_in(); UNAVAILABLE where so many logins are under way that its turn did not come."""
+        house = self._house
+        if not house.logins.try_enter():
+            await self._wait_for_turn(exchange)
+        try:
+            return await log_in(credentials, self._session, self._origin(), house, exchange)
+        finally:
+            house.logins.leave()
+
+    async def _wait_for_turn(self, exchange: Attempt | None) -> None:
+        patience = self._house.settings.timeouts.backend_login
+        came = False
+        try:
+            with trio.move_on_after(patience):
+                await self._house.logins.enter()
+                came = True
+        finally:
+            if not came and exchange is not None:
+                exchange.void()
+        if not came:
+            raise Refused(Outcome.UNAVAILABLE, f"no turn within {patience:g} s: so many logins", limit="logins_at_once")
 
     async def look_up(self, wanted: AccountWanted) -> Account | Outcome:
         """The account that an exchange needs; or how the try ended already."""
@@ -127,8 +151,8 @@ class Tries:
         """Count and log a try that failed, and wait until its answer is due."""
         self._refusals += 1
         self._log(refusal)
-        if refusal.limit:
-            self._house.metrics.limited(refusal.limit)
+        if refusal.limit in ACTIONS:  # another's than ours is counted by its outcome alone
+            reached(refusal.limit, name=self._session.name, client=self._session.client.host)
         if refusal.outcome in FAILED_TRIES:
             self._session.failures += 1
             delay = self._house.settings.limits.failed_login_delay * self._session.failures

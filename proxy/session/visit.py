@@ -113,8 +113,8 @@ class Visit:
         try:
             if self._header_awaited and (limit := await self._read_header()):
                 return self._refused(limit)
-            if self.door.tls == "implicit":
-                await self._start_tls()
+            if self.door.tls == "implicit" and not await self._start_tls():
+                return Outcome.UNAVAILABLE
             logged_in = await self._log_in()
         except ProxyHeaderError as exc:
             return self._header_failed(str(exc))
@@ -181,23 +181,38 @@ class Visit:
         self.house.metrics.refused("proxy_header")
         return Outcome.PROTOCOL_VIOLATION
 
-    async def _start_tls(self) -> None:
-        """Handshake within `timeouts.handshake`."""
+    async def _start_tls(self) -> bool:
+        """Handshake within `timeouts.handshake`, when it is its turn. False: that took too long.
+
+        The handshake is done then all the same: there is no other way to tell the client.
+        """
+        handshakes, patience = self.house.handshakes, self.house.settings.timeouts.handshake
         began = trio.current_time()
+        in_time = True
         if not self._shaking_hands:  # STARTTLS
             self._shaking_hands = True
-            self.scope.deadline = min(self._login_deadline, began + self.house.settings.timeouts.handshake)
-        self.stream = await accept_tls(
-            self.stream.socket,
-            self.door.context(),
-            speaks_first=self.door.tls == "implicit",
-            before_work=self.house.engine.turn,
-        )
+            self.scope.deadline = min(self._login_deadline, began + patience)
+        if not handshakes.try_enter():
+            self.scope.deadline = self._login_deadline
+            await handshakes.enter()
+            turn = trio.current_time()
+            in_time = turn - began <= patience
+            self.scope.deadline = turn + patience
+        try:
+            self.stream = await accept_tls(
+                self.stream.socket,
+                self.door.context(),
+                speaks_first=self.door.tls == "implicit",
+                before_work=self.house.engine.turn,
+            )
+        finally:
+            handshakes.leave()
         self._shaking_hands, self.session.secure = False, True
         if self.house.introduces and isinstance(self.stream, TlsStream):
             self.session.tls = self.stream.facts()
         self.scope.deadline = self._login_deadline
         self.house.metrics.phase("tls", trio.current_time() - began)
+        return in_time
 
     def _tls_failed(self, reason: str, detail: str) -> Outcome:
         self.house.metrics.tls_failed(reason)
@@ -224,7 +239,8 @@ class Visit:
                 case StartTls():
                     if dialogue.trailing_data:  # RFC 9051 §6.2.1: commands behind STARTTLS are somebody else's
                         return Outcome.PROTOCOL_VIOLATION
-                    await self._start_tls()
+                    if not await self._start_tls():
+                        return Outcome.UNAVAILABLE
                     dialogue = dialogue.after_tls(self.house.mechanisms.offered(self.stream, self.door))
                 case AccountWanted():
                     self._take_id(dialogue)
@@ -300,7 +316,7 @@ class Visit:
             await self._send(dialogue.data_to_send())
         except BaseException:
             backend.stream.close()
-            self.house.ledger.release(self.session, opened=True)
+            self.house.registrar.release(self.session, opened=True)
             raise
         return LoggedIn(self.stream, backend, dialogue.trailing_data)
 

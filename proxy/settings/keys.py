@@ -58,7 +58,8 @@ def section_at(keys: tuple[str | int, ...]) -> type[Section]:
     """The section that a path of keys and indexes leads to; the path is known to be good."""
     section: type[Section] = Settings
     for key in keys:
-        if isinstance(key, str):
+        # A key that is none of the section's is one of a mapping that holds such sections.
+        if isinstance(key, str) and key in section.model_fields:
             inner, _ = inner_section(section.model_fields[key].annotation)
             assert inner is not None
             section = inner

@@ -2,12 +2,103 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from difflib import get_close_matches
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
-from proxy.settings.section import NEW_SESSIONS, RESTART, Section
-from proxy.settings.values import Duration, Network, duration
+from proxy.settings.section import NEW_SESSIONS, Section, misplaced
+from proxy.settings.values import Duration, Network, duration, size
+
+Action = Literal["delay", "refuse", "disconnect"]
+ByteAction = Literal["delay", "disconnect"]
+
+ALL: Final = "all"
+# What stands in imap/commands.py: the floors forbid to import it here, and a test compares them.
+COMMAND_CLASSES: Final = (
+    ALL,
+    *("APPEND", "AUTHENTICATE", "CAPABILITY", "CHECK", "CLOSE", "COMPRESS", "COPY", "CREATE", "DELETE", "DELETEACL"),
+    *("ENABLE", "ESEARCH", "EXAMINE", "EXPUNGE", "FETCH", "GETACL", "GETMETADATA", "GETQUOTA", "GETQUOTAROOT", "ID"),
+    *("IDLE", "LIST", "LISTRIGHTS", "LOGIN", "LOGOUT", "LSUB", "MOVE", "MYRIGHTS", "NAMESPACE", "NOOP", "NOTIFY"),
+    *("OTHER", "RENAME", "REPLACE", "SEARCH", "SELECT", "SETACL", "SETMETADATA", "SETQUOTA", "SORT", "STARTTLS"),
+    *("STATUS", "STORE", "SUBSCRIBE", "THREAD", "UID COPY", "UID EXPUNGE", "UID FETCH", "UID MOVE", "UID REPLACE"),
+    *("UID SEARCH", "UID SORT", "UID STORE", "UID THREAD", "UNAUTHENTICATE", "UNSELECT", "UNSUBSCRIBE"),
+)
+
+_Period = Annotated[float, duration(least="1s", most="1d")]
+_PERIOD = "The time that `rate` is for. After a pause so long the whole of it may come at once."
+
+
+class LoginRate(Section):
+    """How many logins there may be by time. Those that succeed count; failures have limits of their own."""
+
+    rate: int = Field(
+        ge=1,
+        le=1_000_000,
+        description="How many; further ones are refused with LIMIT until some time has gone by.",
+        examples=[60],
+        json_schema_extra=NEW_SESSIONS,
+    )
+    per: _Period = Field(default=60.0, description=_PERIOD, json_schema_extra=NEW_SESSIONS)
+
+
+class CommandRate(Section):
+    """How many commands there may be by time; in place of one such limit there may be one for each of some commands."""
+
+    rate: int = Field(
+        ge=1, le=1_000_000_000, description="How many commands.", examples=[2000], json_schema_extra=NEW_SESSIONS
+    )
+    per: _Period = Field(default=60.0, description=_PERIOD, json_schema_extra=NEW_SESSIONS)
+    action: Action = Field(
+        default="delay",
+        description="delay: the session waits, nothing is lost. refuse: the command is answered NO. disconnect: the "
+        "session ends with BYE.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+
+
+class ByteRate(Section):
+    """How much a user's sessions may carry by time, both directions together."""
+
+    rate: Annotated[int, size(least="64KiB", most="1000TiB")] = Field(
+        description="How much.", examples=["500MiB"], json_schema_extra=NEW_SESSIONS
+    )
+    per: _Period = Field(default=3600.0, description=_PERIOD, json_schema_extra=NEW_SESSIONS)
+    action: ByteAction = Field(
+        default="delay",
+        description="delay: the session waits, nothing is lost. disconnect: it ends with BYE.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+
+
+class _ByCommand:
+    """The spelling of limits by command, of which `{rate: …}` is the short form: one for all."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(_by_command, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        by_command = handler(schema)
+        one = by_command["additionalProperties"]
+        return {"anyOf": [one, {**by_command, "propertyNames": {"enum": list(COMMAND_CLASSES)}, "minProperties": 1}]}
+
+
+def _by_command(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if not value or value.keys() & CommandRate.model_fields.keys():
+        return {ALL: value}
+    for name in value:
+        if name not in COMMAND_CLASSES:
+            known = {each.casefold(): each for each in COMMAND_CLASSES}
+            near = get_close_matches(str(name).casefold(), known, 1)
+            hint = f'did you mean "{known[near[0]]}"?' if near else "all is one, and SEARCH, APPEND, UID FETCH are"
+            raise misplaced(str(name), f"no command that is told apart; {hint}")
+    return value
+
+
+CommandRates = Annotated[dict[str, CommandRate], _ByCommand()]
 
 
 class FailuresPerAddress(Section):
@@ -81,23 +172,84 @@ class Limits(Section):
         default=20000,
         ge=1,
         le=10_000_000,
-        description="Client connections, all together. Each may need two descriptors: where the process may have "
-        "fewer, the log says how many clients there is room for.",
-        json_schema_extra=RESTART,
+        description="Client connections, all together, over all workers. Each may need two descriptors: where a worker "
+        "may have fewer, the log says how many clients there is room for.",
+        json_schema_extra=NEW_SESSIONS,
     )
     connections_per_address: int = Field(
         default=200,
         ge=1,
         le=10_000_000,
-        description="Client connections from one address (IPv6: from one /64). A family, an office or a webmail server "
+        description="Client connections from one address, over all workers. A family, an office or a webmail server "
         "shares one.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+    ipv6_prefix: int = Field(
+        default=64,
+        ge=32,
+        le=128,
+        description="What counts as one address in IPv6, for `connections_per_address` and `logins_per_address`.",
         json_schema_extra=NEW_SESSIONS,
     )
     connections_per_user: int = Field(
         default=50,
         ge=1,
         le=10_000_000,
-        description="Logged-in connections of one canonical name. One mail program may hold ten.",
+        description="Logged-in connections of one canonical name, over all workers. One mail program may hold ten.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+    connections_per_backend: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        default=None,
+        description="Logged-in connections at one backend, over all workers: what it can carry. null: any number.",
+        examples=[20000],
+        json_schema_extra=NEW_SESSIONS,
+    )
+    handshakes_at_once: int = Field(
+        default=500,
+        ge=1,
+        le=100_000,
+        description="TLS handshakes under way in each worker; others wait for their turn. One that takes longer than "
+        "2s holds up nobody.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+    logins_at_once: int = Field(
+        default=500,
+        ge=1,
+        le=100_000,
+        description="Logins under way in each worker; others wait for their turn, at most `timeouts.backend_login`, "
+        "then they are told UNAVAILABLE. One that takes longer than 2s holds up nobody.",
+        json_schema_extra=NEW_SESSIONS,
+    )
+    logins_per_address: LoginRate | None = Field(
+        default=None,
+        description="Logins from one address by time, over all workers; null: any number.",
+        examples=[{"rate": 600, "per": "1m"}],
+        json_schema_extra=NEW_SESSIONS,
+    )
+    logins_per_user: LoginRate | None = Field(
+        default=None,
+        description="Logins of one canonical name by time, over all workers; null: any number.",
+        examples=[{"rate": 60, "per": "1m"}],
+        json_schema_extra=NEW_SESSIONS,
+    )
+    commands_per_user: CommandRates | None = Field(
+        default=None,
+        description="Commands of one canonical name by time, over all its sessions; null: any number. Either one limit "
+        "for all, or one for each of some commands: `{all: {rate: 2000}, SEARCH: {rate: 60}}`. `SEARCH` counts `UID "
+        "SEARCH` too.",
+        examples=[{"rate": 2000, "per": "1m", "action": "delay"}],
+        json_schema_extra=NEW_SESSIONS,
+    )
+    commands_per_session: CommandRates | None = Field(
+        default=None,
+        description="Commands of one session by time, in the same way; null: any number.",
+        examples=[{"rate": 1000, "per": "1m", "action": "delay"}],
+        json_schema_extra=NEW_SESSIONS,
+    )
+    bytes_per_user: ByteRate | None = Field(
+        default=None,
+        description="What all sessions of one canonical name carry by time; null: any amount.",
+        examples=[{"rate": "500MiB", "per": "1h", "action": "delay"}],
         json_schema_extra=NEW_SESSIONS,
     )
     login_tries: int = Field(
@@ -131,7 +283,8 @@ class Limits(Section):
     )
     exempt_networks: Annotated[tuple[Network, ...], Field(strict=False)] = Field(
         default=(),
-        description="Clients whose connections and failures are not counted by address: a webmail server, monitoring.",
+        description="Clients whose connections, logins and failures are not counted by address: a webmail server, "
+        "monitoring.",
         examples=[["10.0.0.8/32"]],
         json_schema_extra=NEW_SESSIONS,
     )

@@ -43,14 +43,16 @@ class SettingsError(Exception):
         return "\n".join([*map(str, self.mistakes), count_text(len(self.mistakes))])
 
 
-def read_with_mistakes(path: Path, max_bytes: int) -> tuple[Document, list[Mistake]]:
+def read_with_mistakes(path: Path, max_bytes: int, content: bytes | None = None) -> tuple[Document, list[Mistake]]:
     """A YAML file, and what is wrong with it already.
 
+    Args:
+        content: What the file holds, where somebody else has read it.
     Raises:
         SettingsError: It cannot be read at all.
     """
     try:
-        document = read_flawed_yaml(path, max_bytes)
+        document = read_flawed_yaml(path, max_bytes, content)
     except YamlError as exc:
         raise SettingsError([Mistake(path, exc.line, "", exc.problem)]) from None
     return document, [Mistake(path, flaw.line, key_text(flaw.keys), flaw.problem) for flaw in document.flaws]
@@ -117,6 +119,7 @@ TRANSLATIONS: dict[str, Callable[[ErrorDetails], str]] = {
     "value_error": lambda details: str(details["ctx"]["error"]),
     "literal_error": _literal,
     "model_type": lambda details: f"expected a section of keys, not {_shape(details['input'])}",
+    "dict_type": lambda details: f"expected a section of keys, not {_shape(details['input'])}",
     "tuple_type": lambda details: f"expected a list, not {_shape(details['input'])}",
     "bool_type": lambda details: f"expected true or false, not {_shown(details['input'])}",
     "int_type": lambda details: f"expected a whole number, not {_shown(details['input'])}",

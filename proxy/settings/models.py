@@ -29,7 +29,7 @@ from proxy.settings.identity_models import (
 )
 from proxy.settings.limit_models import FailuresPerAddress, FailuresPerUser, Limits, LoginsPerBackend
 from proxy.settings.section import LIVE, NEW_SESSIONS, RESTART, Section
-from proxy.settings.values import Duration, ListenAddress, SocketPath, Version, Workers, duration
+from proxy.settings.values import Duration, ListenAddress, LoginName, SocketPath, Version, Workers, duration
 
 __all__ = [
     "LIVE",
@@ -105,6 +105,17 @@ class Timeouts(Section):
     drain: Annotated[float, duration(least="0s")] = Field(
         default=30.0, description="How long sessions may go on when the proxy stops.", json_schema_extra=RESTART
     )
+    drain_grace: Annotated[float, duration(least="0s", most="10m")] = Field(
+        default=0.0,
+        description="How long the proxy goes on as before when it stops, except that `/readyz` says no: as long as "
+        "balancers in front take to see that. `drain` begins after it.",
+        json_schema_extra=RESTART,
+    )
+    old_generation: Annotated[float, duration(least="0s")] = Field(
+        default=86400.0,
+        description="How long the workers of before a reload keep their sessions; then they drain.",
+        json_schema_extra=RESTART,
+    )
 
 
 class Relay(Section):
@@ -171,7 +182,16 @@ class Settings(Section):
     version: Version = Field(description="The version of this format.", examples=[1], json_schema_extra=RESTART)
     workers: Workers = Field(
         default="auto",
-        description="Worker processes, auto: one per core. One worker process serves in this version.",
+        description="Worker processes. auto: one for each core that they may use, by affinity and the quota of the "
+        "control group.",
+        json_schema_extra=RESTART,
+    )
+    user: LoginName | None = Field(
+        default=None,
+        description="Whose rights the processes have that clients talk to; null: those of whoever starts them. Started "
+        "as root, the first process alone keeps root's, for keys and ports. It must be able to read users files and "
+        "the certificates of authorities.",
+        examples=["imap-porter"],
         json_schema_extra=RESTART,
     )
     listeners: Annotated[tuple[Listener, ...], Field(strict=False)] = Field(

@@ -28,7 +28,7 @@ key and starts nothing; `imap-porter schema` prints a JSON Schema for editors. T
 itself.
 
 - Unknown keys and keys given twice are mistakes. YAML 1.2 counts: only `true` and `false` are truth values.
-- Values carry their unit: durations `250ms`, `15s`, `2m`, `24h`, `7d`.
+- Values carry their unit: durations `250ms`, `15s`, `2m`, `24h`, `7d`; sizes `64KiB`, `500MiB`, `2GiB`.
 - A secret is `{file: PATH}` or `{env: NAME}`, never the secret itself. The first line counts, without its end.
 - Relative paths are relative to the settings file.
 - Anchors, aliases, merge keys and tags are refused; the file is at most 1 MiB of UTF-8.
@@ -108,6 +108,8 @@ def _differences(section: Section, above: str) -> Iterator[Difference]:
         inner, _ = inner_section(field.annotation)
         if isinstance(value, Section):
             yield from _differences(value, f"{above}{name}.")
+        elif isinstance(value, dict) and inner is not None:
+            yield Difference(above + name, section.model_dump(mode="json")[name], spelled(field, field.default))
         elif inner is not None:
             for index, item in enumerate(value or ()):
                 yield from _differences(item, f"{above}{name}[{index}].")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
@@ -13,18 +14,27 @@ WAY_OUT: Final = "write {file: PATH} or {env: NAME}"
 Kind = Literal["file", "env"]
 
 
+# What secrets' files hold now, where this process has been told that they have changed since they were read.
+_told: dict[str, bytes] = {}
+
+
 class Secret:
     """A secret and where it came from. Only `value` gives it away; it does not print, dump or pickle."""
 
-    __slots__ = ("kind", "place", "value")
+    __slots__ = ("_read", "kind", "place")
 
     kind: Kind
     place: str
-    value: bytes
+    _read: bytes
 
     def __init__(self, kind: Kind, place: str, value: bytes) -> None:
-        for name, given in (("kind", kind), ("place", place), ("value", value)):
+        for name, given in (("kind", kind), ("place", place), ("_read", value)):
             object.__setattr__(self, name, given)
+
+    @property
+    def value(self) -> bytes:
+        """The secret as it is now: to be asked for at each use, and kept nowhere."""
+        return _told.get(self.place, self._read) if self.kind == "file" else self._read
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError("a Secret does not change")
@@ -72,11 +82,33 @@ def read_secret(value: object, folder: Path) -> Secret:
         raise ValueError(f"expected a {'path' if kind == 'file' else 'variable name'} as text; {WAY_OUT}")
     if kind == "file":
         place = str(Path(os.path.normpath(folder / place)).absolute())
-        return Secret("file", place, _first_line(_read_file(place), f'the file "{place}"'))
+        secret = Secret("file", place, secret_in(place, _read_file(place)))
+        _told.pop(place, None)  # nothing is newer than this
+        return secret
     found = os.environb.get(os.fsencode(place))
     if found is None:
         raise ValueError(f'the environment has no variable "{place}"')
     return Secret("env", place, _first_line(found, f'the environment variable "{place}"'))
+
+
+def secret_in(place: str, content: bytes) -> bytes:
+    """The secret that a file holds.
+
+    Raises:
+        ValueError: It holds none; the text does not hold it either.
+    """
+    if len(content) > MAX_BYTES:
+        raise ValueError(f'the file "{place}" is larger than {MAX_BYTES} bytes')
+    return _first_line(content, f'the file "{place}"')
+
+
+def refresh(contents: Mapping[Path, bytes]) -> None:
+    """These files hold something else now: from here on secrets that were read from them have that as their value.
+
+    Raises:
+        ValueError: One of them holds no secret. Nothing has changed.
+    """
+    _told.update({str(path): secret_in(str(path), content) for path, content in contents.items()})
 
 
 def _read_file(place: str) -> bytes:
@@ -87,8 +119,6 @@ def _read_file(place: str) -> bytes:
         raise ValueError(f'no such file: "{place}"') from None
     except OSError as exc:
         raise ValueError(f'cannot be read: "{place}": {exc.strerror}') from None
-    if len(data) > MAX_BYTES:
-        raise ValueError(f'the file "{place}" is larger than {MAX_BYTES} bytes')
     return data
 
 

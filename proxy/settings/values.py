@@ -78,6 +78,21 @@ def duration(*, least: str = "1ms", most: str = "365d", why: str = "") -> Spelle
     )
 
 
+def size(*, least: str, most: str) -> Spelled:
+    """A number of octets within bounds."""
+    smallest, largest = units.parse_size(least), units.parse_size(most)
+
+    def parse(value: object) -> int:
+        octets = units.parse_size(value)
+        if octets < smallest:
+            raise ValueError(f"{value} is too small; {least} is the least")
+        if octets > largest:
+            raise ValueError(f"{value} is too large; {most} is the most")
+        return octets
+
+    return _text("size", parse, units.size_text, pattern=units.SIZE_PATTERN, examples=["64KiB", "500MiB"])
+
+
 def existing_file(value: object, folder: Path) -> Path:
     """An absolute path of a file that can be read.
 

@@ -100,15 +100,17 @@ def key_text(keys: tuple[str | int, ...]) -> str:
     return "".join(steps).removeprefix(".")
 
 
-def read_flawed_yaml(path: Path, max_bytes: int) -> Document:
+def read_flawed_yaml(path: Path, max_bytes: int, content: bytes | None = None) -> Document:
     """Read a YAML file and collect its flaws (duplicate keys, aliases, tags) instead of stopping at the first.
 
     Of two equal keys the first counts; an alias reads as null.
 
+    Args:
+        content: What the file holds, where somebody else has read it.
     Raises:
         YamlError: It cannot be read, is too large, or is not YAML.
     """
-    text = _read_text(path, max_bytes)
+    text = _read_text(path, max_bytes, content)
     builder = _Builder()
     try:
         for event in _events(text):
@@ -124,20 +126,25 @@ def read_flawed_yaml(path: Path, max_bytes: int) -> Document:
     return Document(path, builder.value, tuple(builder.flaws), builder.root)
 
 
-def _read_text(path: Path, max_bytes: int) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except FileNotFoundError:
-        raise YamlError(path, 0, "no such file") from None
-    except OSError as exc:
-        raise YamlError(path, 0, f"cannot be read: {exc.strerror}") from None
+def _read_text(path: Path, max_bytes: int, content: bytes | None) -> str:
+    data = _read_octets(path, max_bytes) if content is None else content
     if len(data) > max_bytes:
         raise YamlError(path, 0, f"larger than {max_bytes} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise YamlError(path, data.count(b"\n", 0, exc.start) + 1, "not UTF-8") from None
+
+
+def _read_octets(path: Path, max_bytes: int) -> bytes:
+    """The file, or so much of it that it is seen to be too large."""
+    try:
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise YamlError(path, 0, "no such file") from None
+    except OSError as exc:
+        raise YamlError(path, 0, f"cannot be read: {exc.strerror}") from None
 
 
 def _events(text: str) -> Iterator[yaml.Event]:

@@ -22,6 +22,7 @@ class Door:
         )
         self._webmails = NetworkSet(() if listener.id_address is None else listener.id_address.trusted_networks)
         self.client_certificates = listener.client_certificates  # None: clients are not asked for any
+        self.certificates = certificates  # what clients are shown, here and at other doors
         self._context: Context | None = None
         if certificates is not None and self.tls != "none":
             clients = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -21,6 +22,8 @@ _ACCEPTS_PER_TURN = 64
 # accepting pause: what is missing will be given back, and nothing that a network reports may end the service.
 _ONE_CONNECTION = frozenset({errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ETIMEDOUT})
 _EXHAUSTED_PAUSE_SECONDS = 0.1
+# At the limit each client that leaves makes room for one more: that is one spell.
+_FULL_TOLD_SECONDS = 60.0
 
 _PAUSES = metrics.counter(
     "porter_accept_pauses_total", "Times that accepting paused, for want of descriptors or memory."
@@ -35,11 +38,18 @@ class BindFailed(Exception):
     """An address cannot be listened on. The text says which and why."""
 
 
-def bind(endpoint: Endpoint) -> socket.socket:
-    """A listening, non-blocking TCP socket.
+def bind(
+    endpoint: Endpoint, *, reuse_port: bool = False, beside: bool = False, listening: bool = True
+) -> socket.socket:
+    """A non-blocking TCP socket on an address.
 
     Accepted sockets inherit what is set here (Linux), so that a connection costs no further system calls.
 
+    Args:
+        reuse_port: Further sockets may join it on this address (SO_REUSEPORT, socket(7)).
+        beside: It joins such a socket. Without this, an address that anybody listens on is taken, be it by sockets
+            that could be joined.
+        listening: Whether clients can connect at once; otherwise from listen() on.
     Raises:
         BindFailed: The address is taken, not this machine's, or not permitted.
     """
@@ -53,15 +63,38 @@ def bind(endpoint: Endpoint) -> socket.socket:
         if family == socket.AF_INET6:
             # [::] takes IPv4 as well, as administrators expect of one line; any other address is what it says.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if endpoint.host == "::" else 1)
-        tune(sock)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW_WATER_BYTES)
+        prepare(sock)
+        if beside:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((endpoint.host, endpoint.port))
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
+        if reuse_port:
+            # Only now: with it, bind() would succeed beside another proxy of the same user, and share its clients.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if listening:
+            sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
         raise BindFailed(f"cannot listen on {endpoint}: {exc.strerror}") from exc
     return sock
+
+
+def listen(sock: socket.socket, endpoint: Endpoint) -> None:
+    """Let clients connect to what bind() has made.
+
+    Raises:
+        BindFailed: Somebody else has come to listen there.
+    """
+    try:
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        raise BindFailed(f"cannot listen on {endpoint}: {exc.strerror}") from exc
+
+
+def prepare(sock: socket.socket) -> None:
+    """What every listening TCP socket of ours has set, whoever made it."""
+    tune(sock)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW_WATER_BYTES)
+    sock.setblocking(False)
 
 
 def tune(sock: socket.socket) -> None:
@@ -76,11 +109,36 @@ def plain_host(host: str) -> str:
     return host.removeprefix("::ffff:").partition("%")[0]
 
 
-async def accept_forever(listener: socket.socket, accepted: Callable[[socket.socket, Any], None]) -> None:
-    """Hand every new connection (non-blocking socket, peer's socket address) to `accepted`, which must not wait."""
-    pausing = False
+class Room(Protocol):
+    """Where clients are counted that there are descriptors for."""
+
+    clients: int  # how many
+
+    def is_free(self) -> bool:
+        """Whether there is room for one more."""
+        ...
+
+    async def wait(self) -> None:
+        """Until there may be room again."""
+        ...
+
+
+async def accept_forever(
+    listener: socket.socket, accepted: Callable[[socket.socket, Any], None], room: Room | None = None
+) -> None:
+    """Hand every new connection (non-blocking socket, peer's socket address) to `accepted`, which must not wait.
+
+    Args:
+        room: While it has none, clients wait in the kernel: whoever is here already needs descriptors too. None: each
+            client is welcome until there is no descriptor left.
+    """
+    pausing, told_at = False, -math.inf
     while True:
         await trio.lowlevel.wait_readable(listener)
+        if room is not None and not room.is_free():
+            told_at = _tell_full(room, told_at)
+            await room.wait()
+            continue
         for _ in range(_ACCEPTS_PER_TURN):
             try:
                 sock, address = listener.accept()
@@ -98,3 +156,15 @@ async def accept_forever(listener: socket.socket, accepted: Callable[[socket.soc
             pausing = False
             sock.setblocking(False)
             accepted(sock, address)
+            if room is not None and not room.is_free():
+                break
+
+
+def _tell_full(room: Room, told_at: float) -> float:
+    """A client waits for descriptors. Gives when that was last told."""
+    _PAUSES.inc()
+    now = trio.current_time()
+    if now - told_at < _FULL_TOLD_SECONDS:
+        return told_at
+    log.warning("listener.full", clients=room.clients)
+    return now

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
-from cryptography import x509
 from OpenSSL import SSL
 from OpenSSL.crypto import FILETYPE_ASN1, X509, X509StoreFlags, dump_certificate
 from trio.lowlevel import wait_readable, wait_writable
@@ -26,9 +26,11 @@ from trio.lowlevel import wait_readable, wait_writable
 from proxy.model import TlsFacts
 from proxy.settings.certificates import read_certificates
 from proxy.transport.client_certificate import ClientCertificate, read_client_certificate
+from proxy.transport.key_pair import KeyPair, read_key_pair
 from proxy.transport.proxy_header import host_name
 from proxy.transport.stream import RECORD_BYTES, ConnectionLost, Transport
 
+Pair = tuple[Path, Path]  # a certificate's file, and its key's
 Context = SSL.Context  # for other rooms, which do not know pyOpenSSL
 OPENSSL_VERSION = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode("ascii", "replace")
 VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
@@ -142,39 +144,76 @@ def _server_context(minimum_version: str, clients: ClientAuthorities | None) -> 
 
 
 class _Choice:
-    """The inner contexts of listeners that verify clients alike, by certificates' names; b"" is the default."""
+    """The inner contexts of listeners that verify clients alike."""
 
-    def __init__(self, contexts: dict[bytes, SSL.Context]) -> None:
-        self.contexts = contexts
+    def __init__(self) -> None:
+        self.by_pair: dict[Pair, SSL.Context] = {}
+        self._by_name: dict[bytes, SSL.Context] = {}  # b"" is the default
+
+    def show(self, contexts: dict[Pair, SSL.Context], names: Iterable[tuple[bytes, Pair]]) -> None:
+        """These from the next handshake on. Of two for one name the first counts."""
+        by_name: dict[bytes, SSL.Context] = {}
+        for name, pair in names:
+            by_name.setdefault(name, contexts[pair])
+        self.by_pair, self._by_name = contexts, by_name
 
     def apply(self, connection: SSL.Connection) -> None:
         """Move a connection to the context of the certificate that fits."""
         name = (connection.get_servername() or b"").lower().rstrip(b".")
-        context = self.contexts.get(name)
+        context = self._by_name.get(name)
         if context is None and b"." in name:
-            context = self.contexts.get(b"*" + name[name.index(b".") :])
+            context = self._by_name.get(b"*" + name[name.index(b".") :])
         # An unknown name gets the default certificate, as mail clients expect, and leaves no trace here.
-        connection.set_context(context or self.contexts[b""])
+        connection.set_context(context or self._by_name[b""])
 
 
 class ServerCertificates:
     """The certificates that clients may be shown, chosen by the name they ask for (RFC 6066 §3).
 
+    What their files hold is kept: a process that may not read them is told of one file that has changed, and needs the
+    other one of the pair.
+
     Raises:
-        SSL.Error: A pair cannot be used. The settings room has checked the files before.
+        ValueError: A pair cannot be used. The settings room has checked the files before.
+        OSError: A file cannot be read.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], minimum_version: str) -> None:
+    def __init__(self, pairs: Sequence[Pair], minimum_version: str) -> None:
         self._minimum_version = minimum_version
-        self._pairs = tuple(pairs)
-        self._choices: dict[ClientAuthorities | None, _Choice] = {None: _Choice(self._load(pairs, None))}
+        self._files: Mapping[Path, bytes] = {}
+        self._key_pairs: dict[Pair, KeyPair] = {}
+        self._choices: dict[ClientAuthorities | None, _Choice] = {None: _Choice()}
+        self.swap(pairs)
 
-    def swap(self, pairs: Sequence[tuple[Path, Path]]) -> None:
-        """Use other files from the next handshake on; all or nothing."""
-        loaded = {clients: self._load(pairs, clients) for clients in self._choices}
-        for clients, contexts in loaded.items():
-            self._choices[clients].contexts = contexts
-        self._pairs = tuple(pairs)
+    @property
+    def ends(self) -> dict[Path, datetime]:
+        """When each certificate ends, by its file."""
+        return {pair[0]: key_pair.not_after for pair, key_pair in self._key_pairs.items()}
+
+    def swap(self, pairs: Sequence[Pair]) -> None:
+        """Use other files from the next handshake on, or the same ones as they are now; all or nothing.
+
+        Raises:
+            ValueError, OSError: As above. Nothing has changed.
+        """
+        assert pairs
+        self._use(pairs, {path: path.read_bytes() for pair in pairs for path in pair})
+
+    def renew(self, files: Mapping[Path, bytes]) -> bool:
+        """The files hold something else from the next handshake on; all or nothing.
+
+        Args:
+            files: What some of them hold now. Others than ours may be among them.
+        Returns:
+            Whether that makes a difference.
+        Raises:
+            ValueError: A pair cannot be used. Nothing has changed.
+        """
+        new = {path: files.get(path, before) for path, before in self._files.items()}
+        if new == self._files:
+            return False
+        self._use([*self._key_pairs], new)
+        return True
 
     def base_context(self, clients: ClientAuthorities | None = None) -> SSL.Context:
         """A context for a listener's lifetime; see the theory of operation.
@@ -183,31 +222,49 @@ class ServerCertificates:
             clients: Who vouches for the clients' certificates; None: they are not asked for any.
         """
         if clients not in self._choices:
-            self._choices[clients] = _Choice(self._load(self._pairs, clients))
+            choice = self._choices[clients] = _Choice()
+            choice.show(self._contexts(self._key_pairs, clients, {}), _names(self._key_pairs))
         base = _server_context(self._minimum_version, clients)
         base.set_tlsext_servername_callback(self._choices[clients].apply)
         return base
 
-    def _load(self, pairs: Sequence[tuple[Path, Path]], clients: ClientAuthorities | None) -> dict[bytes, SSL.Context]:
-        assert pairs
-        contexts: dict[bytes, SSL.Context] = {}
-        for certificate, private_key in pairs:
-            context = _server_context(self._minimum_version, clients)
-            context.use_certificate_chain_file(str(certificate))
-            context.use_privatekey_file(str(private_key))
+    def _use(self, pairs: Sequence[Pair], files: Mapping[Path, bytes]) -> None:
+        same = {
+            pair: key_pair
+            for pair, key_pair in self._key_pairs.items()
+            if all(files.get(path) == self._files[path] for path in pair)
+        }
+        key_pairs = {pair: same.get(pair) or read_key_pair(*(files[path] for path in pair)) for pair in pairs}
+        loaded = {}
+        for clients, choice in self._choices.items():
+            kept = {pair: context for pair, context in choice.by_pair.items() if pair in same}
+            loaded[choice] = self._contexts(key_pairs, clients, kept)
+        for choice, contexts in loaded.items():
+            choice.show(contexts, _names(key_pairs))
+        self._files, self._key_pairs = files, key_pairs
+
+    def _contexts(
+        self, key_pairs: Mapping[Pair, KeyPair], clients: ClientAuthorities | None, kept: Mapping[Pair, SSL.Context]
+    ) -> dict[Pair, SSL.Context]:
+        return {pair: kept.get(pair) or self._context(key_pair, clients) for pair, key_pair in key_pairs.items()}
+
+    def _context(self, key_pair: KeyPair, clients: ClientAuthorities | None) -> SSL.Context:
+        context = _server_context(self._minimum_version, clients)
+        try:
+            context.use_certificate(key_pair.chain[0])
+            for certificate in key_pair.chain[1:]:
+                context.add_extra_chain_cert(certificate)
+            context.use_privatekey(key_pair.private_key)
             context.check_privatekey()
-            for name in (b"", *_certificate_names(certificate)):
-                contexts.setdefault(name, context)
-        return contexts
+        except SSL.Error as exc:
+            raise ValueError(f"the certificate cannot be used: {_describe(exc)}") from None
+        return context
 
 
-def _certificate_names(path: Path) -> Iterable[bytes]:
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        return []
-    return [name.lower().encode("ascii", "replace") for name in extension.value.get_values_for_type(x509.DNSName)]
+def _names(key_pairs: Mapping[Pair, KeyPair]) -> Iterable[tuple[bytes, Pair]]:
+    for pair, key_pair in key_pairs.items():
+        for name in (b"", *key_pair.names):
+            yield name, pair
 
 
 def no_other_work() -> None:

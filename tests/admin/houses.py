@@ -12,8 +12,9 @@ from typing import Any
 import trio
 
 from proxy.admin.api import admin_app
-from proxy.admin.commands import BackendView
-from proxy.admin.http import serve_unix
+from proxy.admin.commands import BackendView, NotReloaded
+from proxy.admin.http import serve_http
+from proxy.admin.unix_socket import private_listener
 from proxy.outcome import Outcome, Refused
 from proxy.settings.models import State
 
@@ -49,6 +50,27 @@ D2 = replace(
 D3 = replace(D1, name="d3", sessions=0, users=0, logins_waiting=0)
 
 
+STATUS = {
+    "version": "1.2.3",
+    "pid": 100,
+    "generation": 3,
+    "draining": False,
+    "last_reload": {"at": 0.0, "result": "rejected", "text": "porter.yaml:3: \x1b[31m"},
+    "processes": [
+        {
+            "process": "w3.1",
+            "role": "worker",
+            "generation": 3,
+            "pid": 102,
+            "state": "accepting",
+            "restarts": 1,
+            "sessions": 7,
+        },
+        {"process": "s3", "role": "steward", "generation": 3, "pid": 101, "state": "accepting", "restarts": 0},
+    ],
+}
+
+
 class FakeHouse:
     """What the running proxy would be."""
 
@@ -56,6 +78,8 @@ class FakeHouse:
         self.views = {view.name: view for view in (D1, D2, *others)}
         self.drains: list[tuple[str, float]] = []
         self.routes: dict[str, Mapping[str, Any]] = {}
+        self.reloads = 0
+        self.mistakes = ""
 
     def backends(self) -> list[BackendView]:
         return list(self.views.values())
@@ -76,12 +100,22 @@ class FakeHouse:
     def drain(self, backend: str, seconds: float) -> None:
         self.drains.append((backend, seconds))
 
+    def status(self) -> Mapping[str, Any]:
+        return STATUS
+
+    async def reload(self) -> str:
+        self.reloads += 1
+        if self.mistakes:
+            raise NotReloaded(self.mistakes)
+        return "generation 4; changed: workers"
+
 
 @asynccontextmanager
 async def open_house(path: Path, house: FakeHouse, uids: Collection[int] | None = None) -> AsyncIterator[FakeHouse]:
     """The API of a house on a socket; by default this user may ask."""
     app = admin_app(house, {os.getuid()} if uids is None else uids)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(serve_unix, app, path)
-        yield house
-        nursery.cancel_scope.cancel()
+    with private_listener(path) as listening:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_http, app, listening)
+            yield house
+            nursery.cancel_scope.cancel()

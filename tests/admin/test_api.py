@@ -13,11 +13,12 @@ import trio
 
 from proxy.admin import http
 from proxy.admin.api import MAX_BODY_BYTES, admin_app
-from proxy.admin.http import health_app, serve_http, serve_unix
+from proxy.admin.http import health_app, serve_http
+from proxy.admin.unix_socket import private_listener
 from proxy.model import Endpoint
-from proxy.transport.listen import BindFailed
+from proxy.transport.listen import bind
 from tests.admin.conftest import Lines
-from tests.admin.houses import D1, D2, D3, FakeHouse, open_house
+from tests.admin.houses import D1, D2, D3, STATUS, FakeHouse, open_house
 
 
 @pytest.fixture
@@ -118,6 +119,8 @@ async def test_other_paths(path: Path, target: str) -> None:
 
 async def test_another_user_is_refused_whatever_he_asks(path: Path, logged: Lines) -> None:
     async with open_house(path, FakeHouse(), uids={4711}) as house:
+        assert (await post(path, "/v1/reload", b"{}"))[0] == 403
+        assert house.reloads == 0
         assert (await get(path, "/v1/backends"))[0] == 403
         assert (await post(path, "/v1/backends/d1", b'{"state": "down", "reason": "x"}'))[0] == 403
         assert (await get(path, "/nothing"))[0] == 403
@@ -126,14 +129,16 @@ async def test_another_user_is_refused_whatever_he_asks(path: Path, logged: Line
 
 
 async def test_by_network_nobody_may_ask(logged: Lines) -> None:
-    async with trio.open_nursery() as nursery:
-        app = admin_app(FakeHouse(), {0, os.getuid()})
-        endpoint = await nursery.start(serve_http, app, Endpoint("127.0.0.1", 0))
-        async with await trio.open_tcp_stream(endpoint.host, endpoint.port) as stream:
+    app = admin_app(FakeHouse(), {0, os.getuid()})
+    with bind(Endpoint("127.0.0.1", 0)) as listening:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_http, app, listening)
+            stream = await trio.open_tcp_stream(*listening.getsockname())
             await stream.send_all(b"GET /v1/backends HTTP/1.1\r\nHost: x\r\n\r\n")
             with trio.fail_after(5):
                 assert b" 403 " in await stream.receive_some()
-        nursery.cancel_scope.cancel()
+            await stream.aclose()
+            nursery.cancel_scope.cancel()
     assert [(line["event"], line["uid"]) for line in logged()] == [("admin.refused", None)]
 
 
@@ -150,18 +155,27 @@ async def test_a_client_that_leaves_in_the_middle(path: Path, logged: Lines) -> 
     assert logged() == []
 
 
-async def test_other_applications_fit_on_the_socket_and_it_goes_with_them(path: Path) -> None:
-    async with trio.open_nursery() as nursery:
-        await nursery.start(serve_unix, health_app(lambda: (True, {})), path)
-        assert await get(path, "/livez") == (200, {"live": True})
-        nursery.cancel_scope.cancel()
-    assert not await trio.Path(path).exists()
+async def test_other_applications_fit_on_the_socket(path: Path) -> None:
+    with private_listener(path) as listening:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_http, health_app(lambda: (True, {})), listening)
+            assert await get(path, "/livez") == (200, {"live": True})
+            nursery.cancel_scope.cancel()
 
 
-async def test_a_path_in_use_is_named_with_its_setting(path: Path) -> None:
-    await trio.Path(path).touch()
-    with pytest.raises(BindFailed, match=rf"^admin\.socket: cannot listen on {path}: "):
-        await serve_unix(health_app(lambda: (True, {})), path, setting="admin.socket")
+async def test_status(path: Path) -> None:
+    async with open_house(path, FakeHouse()):
+        assert await get(path, "/v1/status") == (200, STATUS)
+
+
+async def test_reload(path: Path, logged: Lines) -> None:
+    async with open_house(path, FakeHouse()) as house:
+        assert await post(path, "/v1/reload", b"") == (200, {"reloaded": "generation 4; changed: workers"})
+        house.mistakes = "porter.yaml:3: no"
+        assert await post(path, "/v1/reload", b"{}") == (409, {"problem": "porter.yaml:3: no"})
+        assert (await get(path, "/v1/reload"))[0] == 405
+    assert house.reloads == 2
+    assert [(line["event"], line["uid"]) for line in logged()] == [("admin.reload_asked", os.getuid())] * 2
 
 
 async def test_one_connection_too_many_is_closed_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -17,16 +18,18 @@ from starlette.routing import Route
 from proxy.admin import http
 from proxy.admin.http import health_app, metrics_app, serve_http
 from proxy.model import Endpoint
-from proxy.transport.listen import BindFailed
+from proxy.transport.listen import bind
 
 LOOPBACK = Endpoint("127.0.0.1", 0)
 
 
 @asynccontextmanager
 async def serving(app: Starlette) -> AsyncIterator[Endpoint]:
-    async with trio.open_nursery() as nursery:
-        yield await nursery.start(serve_http, app, LOOPBACK)
-        nursery.cancel_scope.cancel()
+    with bind(LOOPBACK) as listening:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_http, app, listening)
+            yield Endpoint(LOOPBACK.host, listening.getsockname()[1])
+            nursery.cancel_scope.cancel()
 
 
 async def ask(endpoint: Endpoint, request: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -51,7 +54,7 @@ async def test_metrics_are_what_prometheus_reads() -> None:
     assert status == 200
     assert headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     names = {family.name for family in text_string_to_metric_families(body.decode())}
-    assert {"porter_log_lines_dropped", "process_cpu_seconds"} <= names
+    assert {"porter_log_lines_dropped", "porter_process_cpu_seconds"} <= names
 
 
 async def test_health_follows_readiness() -> None:
@@ -89,10 +92,48 @@ async def test_every_answer_has_safe_headers(path: str) -> None:
     assert "server" not in headers
 
 
-async def test_an_address_in_use_is_named_with_its_setting() -> None:
-    async with serving(metrics_app()) as endpoint:
-        with pytest.raises(BindFailed, match=rf"^metrics\.address: cannot listen on 127\.0\.0\.1:{endpoint.port}: "):
-            await serve_http(metrics_app(), endpoint, setting="metrics.address")
+async def test_whoever_opened_the_socket_still_has_it() -> None:
+    with bind(LOOPBACK) as listening:
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve_http, metrics_app(), listening)
+                endpoint = Endpoint(LOOPBACK.host, listening.getsockname()[1])
+                assert (await ask(endpoint, get("/metrics")))[0] == 200
+                nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_under_way_gets_out_when_the_server_stops() -> None:
+    asked, stopped = trio.Event(), trio.Event()
+
+    async def answer(_request: Request) -> Response:
+        asked.set()
+        await stopped.wait()
+        return Response("fine")
+
+    async def ask_slowly() -> None:
+        assert (await ask(endpoint, get("/")))[::2] == (200, b"fine")
+
+    with bind(LOOPBACK) as listening:
+        endpoint = Endpoint(LOOPBACK.host, listening.getsockname()[1])
+        async with trio.open_nursery() as clients, trio.open_nursery() as nursery:
+            await nursery.start(serve_http, Starlette(routes=[Route("/", answer)]), listening)
+            clients.start_soon(ask_slowly)
+            await asked.wait()
+            nursery.cancel_scope.cancel()
+            stopped.set()
+
+
+async def test_a_client_that_asks_nothing_cannot_hold_up_the_end(autojump_clock: trio.testing.MockClock) -> None:
+    with bind(LOOPBACK) as listening:
+        endpoint = Endpoint(LOOPBACK.host, listening.getsockname()[1])
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_http, metrics_app(), listening)
+            stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+            await trio.testing.wait_all_tasks_blocked()
+            began = trio.current_time()
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - began <= http._STOPPING_SECONDS
+        await stream.aclose()
 
 
 async def test_a_handlers_bug_ends_in_500_and_the_next_request_is_served() -> None:
@@ -153,7 +194,7 @@ async def test_a_body_that_its_handler_never_reads_is_cut_off(monkeypatch: pytes
 
 
 async def test_a_client_that_does_not_read_cannot_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_STOPPING_WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(http, "_STOPPING_SECONDS", 0.05)
     asked = trio.Event()
 
     def exposition() -> tuple[bytes, str]:

@@ -287,7 +287,7 @@ async def test_accounts(
     found: list[Account | Outcome | None], result: Account | Outcome | None, rules: NameRules
 ) -> None:
     sources = [FakeAccounts(f"source{number}", each) for number, each in enumerate(found)]
-    authenticator = Authenticator(sources, rules, decoy_key=DECOY_KEY)
+    authenticator = Authenticator(sources, rules, decoy_key=lambda: DECOY_KEY)
     if isinstance(result, Outcome):
         with pytest.raises(Refused) as refusal:
             await authenticator.account("Alice")
@@ -310,7 +310,7 @@ async def test_accounts(
 async def test_unknown_names_look_like_the_keys_of_now(rules: NameRules) -> None:
     """A reload may bring other keys: names that were asked for before follow."""
     source = FakeAccounts("file", None)
-    authenticator = Authenticator([source], rules, decoy_key=DECOY_KEY)
+    authenticator = Authenticator([source], rules, decoy_key=lambda: DECOY_KEY)
     before = (await authenticator.account("Alice")).scram
     source.usual_shape = KeyShape(9000, 64)
     after = (await authenticator.account("Alice")).scram
@@ -321,7 +321,7 @@ async def test_unknown_names_look_like_the_keys_of_now(rules: NameRules) -> None
 
 
 async def test_why_nothing_was_proven(rules: NameRules) -> None:
-    authenticator = Authenticator([FakeAccounts("file", FOUND)], rules, decoy_key=DECOY_KEY)
+    authenticator = Authenticator([FakeAccounts("file", FOUND)], rules, decoy_key=lambda: DECOY_KEY)
     for problem, detail in (("a downgrade?", "a downgrade?"), ("", "the proof does not fit the name's keys")):
         with pytest.raises(Refused) as refusal:
             await authenticator.authenticate(Credentials("SCRAM-SHA-256", "Alice", "", b"", problem=problem), ORIGIN)
@@ -329,7 +329,7 @@ async def test_why_nothing_was_proven(rules: NameRules) -> None:
 
 
 async def test_a_proof_is_an_identity(rules: NameRules) -> None:
-    authenticator = Authenticator([FakeAccounts("file", FOUND)], rules, decoy_key=DECOY_KEY)
+    authenticator = Authenticator([FakeAccounts("file", FOUND)], rules, decoy_key=lambda: DECOY_KEY)
     assert authenticator.mechanisms == {"LOGIN", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"}
     for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"):
         assert await outcome(authenticator, Credentials(mechanism, "Alice", "", b"", proven=FOUND)) == YES
@@ -344,7 +344,7 @@ def test_scram_needs_keys_and_a_secret_of_the_proxys(rules: NameRules) -> None:
         knows_scram = False
 
     assert Authenticator([FakeAccounts("file", FOUND)], rules).mechanisms == {"LOGIN", "PLAIN"}
-    assert Authenticator([Keyless("file", None)], rules, decoy_key=DECOY_KEY).mechanisms == {"LOGIN", "PLAIN"}
+    assert Authenticator([Keyless("file", None)], rules, decoy_key=lambda: DECOY_KEY).mechanisms == {"LOGIN", "PLAIN"}
 
 
 def external(name: str, authorization: str = "") -> Credentials:
@@ -366,7 +366,7 @@ async def test_certificates(
     found: list[Account | Outcome | None], result: Identity | Outcome, rules: NameRules
 ) -> None:
     sources = [FakeAccounts(f"source{number}", each) for number, each in enumerate(found)]
-    authenticator = Authenticator([*sources, FakeSource("http", NO)], rules, decoy_key=DECOY_KEY)
+    authenticator = Authenticator([*sources, FakeSource("http", NO)], rules, decoy_key=lambda: DECOY_KEY)
     assert await outcome(authenticator, external("Alice")) == result
     if isinstance(result, Identity):
         assert await outcome(authenticator, external("Alice", "alice")) == result

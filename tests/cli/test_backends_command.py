@@ -76,6 +76,16 @@ CHANGED = [
         "d1: state drain, was up; 3 sessions of 2 users there; those who are not bound to it move within 5m",
         [("d1", 300.0)],
     ),
+    (
+        ("drain", "--backend", "d1", "--over", "5m"),
+        "d1: state drain, was up; 3 sessions of 2 users there; those who are not bound to it move within 5m",
+        [("d1", 300.0)],
+    ),
+    (
+        ("drain", "--backend", "d1"),
+        "d1: state drain, was up; 3 sessions of 2 users there; those who are not bound to it move within 30s",
+        [("d1", 30.0)],
+    ),
     (("undrain", "d2"), "d2: state up, was up; 1 session of 1 user there", []),
     (("down", "d2"), "d2: state down, was up; 1 session of 1 user there", []),
     (("weight", "d1", "7"), "d1: weight 7, was 1; 3 sessions of 2 users there", []),
@@ -145,6 +155,13 @@ async def test_what_cannot_be_done_for_scripts(path: Path, config: Path) -> None
     assert json.loads(result.stdout) == {"ok": False, "problem": 'no such backend: "d9"'}
 
 
+@pytest.mark.parametrize("names", [(), ("d1", "--backend", "d1")], ids=["none", "two"])
+def test_one_backend_is_drained_at_a_time(config: Path, names: tuple[str, ...]) -> None:
+    result = command(config, "drain", *names, "--reason", "x")
+    assert result.exit_code == 2
+    assert "either NAME or --backend NAME" in result.stderr
+
+
 def test_no_socket_in_the_settings(write: Write) -> None:
     config = write([{"backend": {}}])
     result = command(config, "backends")
@@ -194,7 +211,9 @@ def test_somebody_else_answers(path: Path, config: Path, answer: bytes, problem:
         for _ in range(2):
             connection, _ = listener.accept()
             with connection:
-                connection.recv(4096)
+                received = b""
+                while not received.endswith(b"}" if received.startswith(b"POST") else b"\r\n\r\n"):
+                    received += connection.recv(4096)
                 connection.sendall(answer)
 
     with socket.socket(socket.AF_UNIX) as listener:

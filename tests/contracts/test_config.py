@@ -133,6 +133,8 @@ def test_the_reference_shows_defaults(installed: Path) -> None:
         "backends.login.method",
         "backends.login.name",
         "backends.login.password",
+        "limits.commands_per_user",
+        "limits.commands_per_session",
         "admin.address",
         "admin.socket",
         "metrics.address",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from proxy.imap.commands import COMMANDS, OTHER, REFUSED_AFTER_LOGIN
-from proxy.imap.observer import Refusal, State, Tally
+from proxy.imap.observer import Permit, Permits, Refusal, State, Tally
 
 Steps = Generator[None, None, None]
 
@@ -66,8 +66,10 @@ class Oracle:
         *,
         refused: frozenset[bytes] = REFUSED_AFTER_LOGIN,
         max_pending: int = 1000,
+        permits: Permits | None = None,
     ) -> None:
         self.tally, self.clock, self.refused, self.max_pending = tally, clock, refused, max_pending
+        self.permits = permits or (lambda name: Permit.GRANTED)
         self.refusal: Refusal | None = None
         self.violation: str | None = None
         self.blind = False
@@ -209,7 +211,12 @@ class Oracle:
             if len(self.pending) >= self.max_pending:
                 yield from self.hold_until(lambda: len(self.pending) < self.max_pending)
                 continue
-            break
+            permit = self.permits(name)
+            if permit is Permit.GRANTED:
+                break
+            if permit is Permit.REFUSED:
+                self.refusal = Refusal(tag, name, limited=True)
+            yield
         self.pending[tag] = (name, self.clock())
         self.latest = tag
         if name == "IDLE":

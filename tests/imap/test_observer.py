@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.imap.commands import OTHER, REFUSED_AFTER_LOGIN
-from proxy.imap.observer import BLIND_REASONS, MAX_PENDING, Observer, Refusal, State
+from proxy.imap.observer import BLIND_REASONS, MAX_PENDING, Observer, Permit, Refusal, State
 from tests.imap.oracle import Carrier, Oracle, Recorder
 
 Script = list[tuple[str, bytes]]
@@ -313,6 +313,88 @@ def test_a_refusal_waits_to_be_taken() -> None:
 def test_compress_may_be_refused() -> None:
     carrier = play(Observer, [("C", b"a COMPRESS DEFLATE\r\n")], refused=REFUSED_AFTER_LOGIN | {b"COMPRESS"})
     assert (carrier.refused, carrier.forwarded) == ([Refusal(b"a", "COMPRESS")], b"")
+
+
+class Limits:
+    """Refuses some commands, and delays others until told otherwise."""
+
+    def __init__(self, *, refused: tuple[str, ...] = (), delayed: tuple[str, ...] = ()) -> None:
+        self.refused, self.delayed = refused, delayed
+        self.granted: list[str] = []
+
+    def permits(self, command: str) -> Permit:
+        if command in self.delayed:
+            return Permit.DELAYED
+        if command in self.refused:
+            return Permit.REFUSED
+        self.granted.append(command)
+        return Permit.GRANTED
+
+
+def limited(tag: bytes, command: str) -> Refusal:
+    return Refusal(tag, command, limited=True)
+
+
+LIMITED: list[tuple[bytes, list[Refusal], bytes]] = [
+    (b"a SEARCH ALL\r\nb NOOP\r\n", [limited(b"a", "SEARCH")], b"b NOOP\r\n"),
+    (b"a search ALL\r\n", [limited(b"a", "SEARCH")], b""),
+    (b"a sEARCH ALL\r\n", [limited(b"a", "SEARCH")], b""),
+    (b"a  SEARCH ALL\nb NOOP\r\n", [limited(b"a", "SEARCH")], b"b NOOP\r\n"),
+    (b"a UID SEARCH ALL\r\n", [limited(b"a", "UID SEARCH")], b""),
+    (b"b NOOP\r\na SEARCH ALL\r\nc NOOP\r\n", [limited(b"a", "SEARCH")], b"b NOOP\r\nc NOOP\r\n"),
+    (b"a APPEND x {3}\r\nb NOOP\r\n", [limited(b"a", "APPEND")], b"b NOOP\r\n"),  # who waits for + gets NO
+    (b"a APPEND x {9+}\r\nb NOOP\r\n\n\r\nc NOOP\r\n", [limited(b"a", "APPEND")], b"c NOOP\r\n"),
+    (b"a APPEND x ~{3+}\r\nabc {4+}\r\n\r\n\r\n\r\nc NOOP\r\n", [limited(b"a", "APPEND")], b"c NOOP\r\n"),
+    (b"a APPEND" + b" x" * 400 + b" {3+}\r\nabc\r\nc NOOP\r\n", [limited(b"a", "APPEND")], b"c NOOP\r\n"),
+    (b"a IDLE\r\nb NOOP\r\n", [limited(b"a", "IDLE")], b"b NOOP\r\n"),
+    (b"a COMPRESS DEFLATE\r\nb NOOP\r\n", [limited(b"a", "COMPRESS")], b"b NOOP\r\n"),
+    (b"a X-NEW y\r\nb NOOP\r\n", [limited(b"a", OTHER)], b"b NOOP\r\n"),
+    (b"a SEARCH 1\r\na SEARCH 2\r\n", [limited(b"a", "SEARCH")] * 2, b""),  # its tag is free again at once
+]
+
+
+@both
+@pytest.mark.parametrize(("sent", "refusals", "forwarded"), LIMITED)
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+def test_commands_that_a_limit_refuses(
+    make: Any, step: int, sent: bytes, refusals: list[Refusal], forwarded: bytes
+) -> None:
+    limits = Limits(refused=("SEARCH", "UID SEARCH", "APPEND", "IDLE", "COMPRESS", OTHER))
+    script = [("C", sent[at : at + step]) for at in range(0, len(sent), step)]
+    carrier = play(make, script, permits=limits.permits)
+    assert carrier.refused == refusals
+    assert carrier.forwarded == forwarded
+    assert (carrier.held, carrier.observer.refusal) == (b"", None)
+    assert limits.granted == ["NOOP"] * forwarded.count(b"NOOP")
+
+
+@both
+@pytest.mark.parametrize("line", [b"a SEARCH ALL\r\n", b"a sEARCH {2+}\r\nab\r\n"])
+def test_a_command_that_a_limit_delays_stays_where_it_is(make: Any, line: bytes) -> None:
+    limits = Limits(delayed=("SEARCH",))
+    carrier = play(make, [("C", b"x NOOP\r\n" + line + b"c NOOP\r\n")], permits=limits.permits)
+    assert (carrier.forwarded, carrier.held) == (b"x NOOP\r\n", line + b"c NOOP\r\n")
+    assert (carrier.observer.waiting, carrier.observer.refusal) == (False, None)
+    carrier.backend(b"x OK\r\n")
+    assert carrier.observer.state is BETWEEN
+    limits.delayed = ()
+    carrier.feed()
+    assert carrier.forwarded == b"x NOOP\r\n" + line + b"c NOOP\r\n"
+    assert limits.granted == ["NOOP", "SEARCH", "NOOP"]
+
+
+@both
+def test_a_limit_counts_what_can_begin_and_nothing_else(make: Any) -> None:
+    limits = Limits()
+    sent = b"a NOOP\r\na CHECK\r\n"  # the tag is in use
+    carrier = play(make, [("C", b"b LOGIN x y\r\n\r\nc\r\n"), ("C", sent), ("C", b"d NOO")], permits=limits.permits)
+    assert limits.granted == ["NOOP"]
+    carrier.backend(b"a OK\r\n")
+    carrier.client(b"P\r\ne IDLE\r\n")
+    carrier.backend(b"a OK\r\nd OK\r\n+ \r\n")
+    carrier.client(b"DONE\r\n")
+    assert limits.granted == ["NOOP", "CHECK", "NOOP", "IDLE"]
+    assert carrier.forwarded.endswith(b"DONE\r\n")
 
 
 VIOLATIONS: list[tuple[bytes, bytes, str]] = [

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.imap import command_stream as room
 from proxy.imap.commands import COMMANDS
-from proxy.imap.observer import Observer, State
+from proxy.imap.observer import Observer, Permit, Permits, State
 from tests.imap.oracle import Carrier, Oracle, ends_in_quoted_string, without_end
 
 Chunk = tuple[str, bytes]  # "C" or "B": who sent it
@@ -203,11 +203,38 @@ many = settings(
 )
 
 
+GRANTED, REFUSED, DELAYED = Permit.GRANTED, Permit.REFUSED, Permit.DELAYED
+# What a limit says, over and over; None: there is none.
+verdicts = st.none() | st.lists(st.sampled_from([GRANTED, GRANTED, REFUSED, DELAYED]), min_size=1, max_size=5)
+
+
+class Asked:
+    """A limit that says what it was told to say, and remembers what it was asked about."""
+
+    def __init__(self, verdicts: list[Permit] | None) -> None:
+        self.verdicts = verdicts
+        self.commands: list[str] = []
+
+    @property
+    def permits(self) -> Permits | None:
+        return self._permits if self.verdicts else None
+
+    def _permits(self, command: str) -> Permit:
+        assert self.verdicts
+        self.commands.append(command)
+        return self.verdicts[len(self.commands) % len(self.verdicts)]
+
+
 @many
-@given(sessions(), st.integers(), st.booleans())
-def test_observer_does_what_the_oracle_does(chunks: list[Chunk], seed: int, skip: bool) -> None:
-    fast = carry(Carrier(Observer), cut(chunks, random.Random(seed)), skip=skip)
-    slow = carry(Carrier(Oracle, max_pending=MAX_PENDING), cut(chunks, random.Random(seed)))
+@given(sessions(), st.integers(), st.booleans(), verdicts)
+def test_observer_does_what_the_oracle_does(
+    chunks: list[Chunk], seed: int, skip: bool, verdicts: list[Permit] | None
+) -> None:
+    asked_fast, asked_slow = Asked(verdicts), Asked(verdicts)
+    fast = carry(Carrier(Observer, permits=asked_fast.permits), cut(chunks, random.Random(seed)), skip=skip)
+    slow = Carrier(Oracle, max_pending=MAX_PENDING, permits=asked_slow.permits)
+    carry(slow, cut(chunks, random.Random(seed)))
+    assert asked_fast.commands == asked_slow.commands
     assert fast.seen == slow.seen
     assert fast.tally.told == slow.tally.told
     assert fast.refused == slow.refused
@@ -218,10 +245,13 @@ def test_observer_does_what_the_oracle_does(chunks: list[Chunk], seed: int, skip
 
 
 @many
-@given(sessions(), st.integers())
-def test_where_the_octets_are_cut_does_not_matter(chunks: list[Chunk], seed: int) -> None:
-    whole = carry(Carrier(Observer), ((float(when), *chunk) for when, chunk in enumerate(chunks)))
-    cut_up = carry(Carrier(Observer), cut(chunks, random.Random(seed)))
+@given(sessions(), st.integers(), st.none() | st.lists(st.sampled_from([GRANTED, REFUSED]), min_size=1, max_size=5))
+def test_where_the_octets_are_cut_does_not_matter(
+    chunks: list[Chunk], seed: int, verdicts: list[Permit] | None
+) -> None:
+    whole = Carrier(Observer, permits=Asked(verdicts).permits)
+    carry(whole, ((float(when), *chunk) for when, chunk in enumerate(chunks)))
+    cut_up = carry(Carrier(Observer, permits=Asked(verdicts).permits), cut(chunks, random.Random(seed)))
     # What was held for the backend's word cannot have been answered yet: such sessions are not of this world.
     assume(not any(waiting and held for _, held, _, _, _, _, waiting, *_ in whole.seen + cut_up.seen))
     assert whole.tally.told == cut_up.tally.told
@@ -233,9 +263,9 @@ def test_where_the_octets_are_cut_does_not_matter(chunks: list[Chunk], seed: int
 
 
 @many
-@given(sessions(), st.integers())
-def test_nothing_is_lost_doubled_or_kept(chunks: list[Chunk], seed: int) -> None:
-    carrier = carry(Carrier(Observer), cut(chunks, random.Random(seed)))
+@given(sessions(), st.integers(), verdicts)
+def test_nothing_is_lost_doubled_or_kept(chunks: list[Chunk], seed: int, verdicts: list[Permit] | None) -> None:
+    carrier = carry(Carrier(Observer, permits=Asked(verdicts).permits), cut(chunks, random.Random(seed)))
     observer = carrier.observer
     sent = b"".join(octets for side, octets in chunks if side == "C")
     if not carrier.refused and observer.refusal is None:
@@ -321,11 +351,19 @@ class Backend:
 
 
 @many
-@given(st.lists(telling | pieces.map(lambda piece: b"".join(o for side, o in piece if side == "C"))), st.integers())
-def test_no_refused_command_is_ever_executed(sent: list[bytes], seed: int) -> None:
+@given(
+    st.lists(telling | pieces.map(lambda piece: b"".join(o for side, o in piece if side == "C"))),
+    st.integers(),
+    st.none() | st.sets(st.sampled_from(["APPEND", "IDLE", "SEARCH", "SELECT", "NOOP"])),
+)
+def test_no_refused_command_is_ever_executed(sent: list[bytes], seed: int, limited: set[str] | None) -> None:
     """Whatever a client sends, without waiting for anything, and whatever a backend takes or refuses."""
+
+    def permits(command: str) -> Permit:
+        return REFUSED if command in (limited or ()) else GRANTED
+
     chance = random.Random(seed)
-    carrier, backend = Carrier(Observer), Backend(chance)
+    carrier, backend = Carrier(Observer, permits=None if limited is None else permits), Backend(chance)
     stream = b"".join(sent)
     passed = 0
     while stream or backend.to_send:
@@ -341,6 +379,7 @@ def test_no_refused_command_is_ever_executed(sent: list[bytes], seed: int) -> No
             backend.receive_data(carrier.forwarded[passed:])
             passed = len(carrier.forwarded)
     assert not {b"LOGIN", b"AUTHENTICATE", b"STARTTLS", b"UNAUTHENTICATE"} & set(backend.executed)
+    assert not {name.encode() for name in limited or ()} & set(backend.executed)
     observer = carrier.observer
     assert observer.state is not State.BLIND
     assert observer.between_responses

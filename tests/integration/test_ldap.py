@@ -439,8 +439,8 @@ def test_wrong_passwords_of_one_person(start: Start, slapd: Slapd) -> None:
     lines = porter.wait_for_log("login.refused", 6, outcome="limit", limit="login_failures_per_user")
     assert {line["detail"] for line in lines} == {"login_failures_per_user: 3 of 3 in 10m"}
     metrics = porter.metrics()
-    assert metrics.total("porter_login_limits_total", limit="login_failures_per_user") == 6
-    assert metrics.total("porter_login_limits_total") == 6
+    assert metrics.total("porter_limits_reached_total", limit="login_failures_per_user") == 6
+    assert metrics.total("porter_limits_reached_total") == 6
 
 
 def test_wrong_passwords_from_one_address(start: Start, slapd: Slapd) -> None:

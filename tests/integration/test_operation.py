@@ -34,7 +34,7 @@ pytestmark = pytest.mark.server
 StartPorter = Callable[..., Porter]
 PASSWORD = "any-pass-will-do-8k"
 DRAINED = b"* BYE Server is going down for maintenance; please reconnect.\r\n"
-FULL = b"* BYE [LIMIT] Too many connections; try again later.\r\n"
+FULL = b"* BYE [LIMIT] A limit is reached; try again later.\r\n"
 DRAIN_SECONDS = 2
 MEMORY_BOUND = 20 * 2**20
 

@@ -1,15 +1,22 @@
-"""Whatever logins, routing, administrators and the clock do: no user ever has sessions at two backends."""
+"""Whatever logins, routing, administrators and the clock do: no user ever has sessions at two backends.
+
+But for those who were let in without asking anybody, and are told to end as soon as the ledger hears of them.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from proxy.ledger.guests import Guest
 from proxy.ledger.homes import Homes
+from proxy.ledger.resident import Stage
 from proxy.model import Placement
 from proxy.outcome import Outcome, Refused
 from proxy.settings.backend_models import Routing
@@ -48,6 +55,12 @@ class Live:
     name: str
     backend: str
     counts: bool
+    since: float
+    opened: bool = False
+
+    def as_guest(self) -> Guest:
+        stage = Stage.OPENED if self.opened else Stage.COUNTED if self.counts else Stage.TRYING
+        return Guest(self.id, self.name, "192.0.2.1:4711", "[::]:993", "w1.0", self.since, self.backend, stage)
 
 
 class Walk(RuleBasedStateMachine):
@@ -57,18 +70,23 @@ class Walk(RuleBasedStateMachine):
         sticky=st.sampled_from((0.0, 5.0, 900.0)),
         delay=st.sampled_from((0.0, 2.0)),
         most=st.integers(1, 3),
+        most_there=st.sampled_from((None, None, 2)),
         jitter=st.floats(0, 1, exclude_max=True),
     )
-    def furnish(self, sticky: float, delay: float, most: int, jitter: float) -> None:
-        self.delay, self.most, self.evicts = delay, most, False
+    def furnish(self, sticky: float, delay: float, most: int, most_there: int | None, jitter: float) -> None:
+        self.delay, self.most, self.most_there, self.evicts = delay, most, most_there, False
         routing = Routing(sticky=sticky, move_delay=delay, moves_in_flight=most)
-        self.homes = Homes(MOST_SESSIONS, routing, lambda: jitter)
+        self.made = partial(Homes, MOST_SESSIONS, routing, lambda: jitter, connections_per_backend=most_there)
+        self.homes = self.made()
         self.now = 1000.0
         self.numbers = itertools.count()
         self.live: list[Live] = []
         self.waiting: dict[str, tuple[str, bool]] = {}  # by id: whose, and whether he is verified
         self.left: dict[str, tuple[str, float]] = {}  # by name: where he had the last session that was let in
         self.told: set[str] = set()  # sessions that were told to end
+        self.lives: dict[str, str] = {}  # by name, of those with sessions: where all but strays are
+        self.strays: set[str] = set()
+        self.alone: list[Live] = []  # sessions that the ledger has not heard of
 
     # --- what happens ---
 
@@ -92,7 +110,10 @@ class Walk(RuleBasedStateMachine):
     def _refused(self, name: str, before: object, outcome: Outcome) -> None:
         assert self._seen(name) == before  # nothing has changed
         if outcome is Outcome.LIMIT:
-            assert sum(session.counts for session in self.live if session.name == name) == MOST_SESSIONS
+            assert self._counting(name) >= MOST_SESSIONS
+
+    def _counting(self, name: str) -> int:
+        return sum(session.counts for session in self.live if session.name == name)
 
     def _admitted(self, session_id: str, name: str, placement: Placement, backend: str, verified: bool) -> None:
         assert backend not in placement.closed
@@ -102,18 +123,24 @@ class Walk(RuleBasedStateMachine):
         last, left_at = self.left.get(name, (backend, 0.0))
         if last != backend and not any(each.name == name for each in self.live):
             assert self.now >= left_at + self.delay
-        self.live.append(Live(session_id, name, backend, verified))
+        assert not verified or self._counting(name) < MOST_SESSIONS
+        assert self.most_there is None or sum(each.backend == backend for each in self.live) < self.most_there
+        assert self.lives.setdefault(name, backend) == backend
+        self.live.append(Live(session_id, name, backend, verified, self.now))
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
     def confirm(self, data: st.DataObject) -> None:
         session = data.draw(st.sampled_from(self.live))
+        counting = self._counting(session.name)
         try:
             self.homes.confirm(session.id)
         except Refused:
+            assert counting >= MOST_SESSIONS
             self._release(session, opened=True)
         else:
-            session.counts = True
+            assert session.counts or counting < MOST_SESSIONS
+            session.counts = session.opened = True
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), opened=st.booleans())
@@ -122,10 +149,14 @@ class Walk(RuleBasedStateMachine):
 
     def _release(self, session: Live, opened: bool) -> None:
         self.live.remove(session)
+        self.strays.discard(session.id)
+        lived = self.lives[session.name]
+        if not any(each.name == session.name for each in self.live):
+            del self.lives[session.name]
         self.homes.release(session.id, self.now, opened=opened)
         self.homes.release(session.id, self.now, opened=True)  # twice is once
         if opened:
-            self.left[session.name] = session.backend, self.now
+            self.left[session.name] = lived, self.now  # where a stray was does not count
 
     @rule(share=st.sampled_from((0.5, 1.0)), opened=st.booleans())
     def obey(self, share: float, opened: bool) -> None:
@@ -133,6 +164,69 @@ class Walk(RuleBasedStateMachine):
         leaving = [session for session in self.live if session.id in self.told]
         for session in leaving[: round(len(leaving) * share)]:
             self._release(session, opened)
+
+    # --- processes die ---
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def worker_gone(self, data: st.DataObject) -> None:
+        """Many sessions end at once, and nobody says how."""
+        gone = data.draw(st.sets(st.sampled_from(self.live)))
+        for session in sorted(gone, key=lambda session: session.id):
+            self._release(session, opened=True)
+
+    @rule(name=names, backend=backends, verified=st.booleans())
+    def log_in_alone(self, name: str, backend: str, verified: bool) -> None:
+        """A worker cannot ask, and places by itself."""
+        self.alone.append(Live(f"{name}-{next(self.numbers)}", name, backend, verified, self.now, opened=verified))
+
+    @precondition(lambda self: self.alone)
+    @rule(placement=placements(), again=st.booleans())
+    def report(self, placement: Placement, again: bool) -> None:
+        """It can again, while the ledger goes on."""
+        self._restore(self.alone, self.live if again else [], placement)
+
+    @rule(hands_over=st.booleans(), late=st.booleans(), placement=placements())
+    def restart(self, hands_over: bool, late: bool, placement: Placement) -> None:
+        """Another ledger, that hears of all sessions, perhaps not of all at once."""
+        memory = self.homes.memory(self.now)
+        self.homes = self.made()
+        if hands_over:
+            self.homes.recall(memory, self.now)
+        else:
+            self.left.clear()
+        before = [*self.live, *self.alone]
+        self.live, self.alone = [], []
+        self.lives.clear()
+        self.strays.clear()
+        part = len(before) // 2 if late else len(before)
+        self._restore(before[:part], [], placement)
+        self._restore(before[part:], before[:part], placement)
+        for name in NAMES:
+            self._ask_anew(name, placement)
+
+    def _restore(self, sessions: list[Live], again: list[Live], placement: Placement) -> None:
+        counts = Counter((session.name, session.backend) for session in sessions)
+        divided = {session.name for session in self.live if session.id in self.strays}
+        reported = [session.as_guest() for session in (*again, *sessions, *again, *sessions)]
+        restored = self.homes.restore(reported, self.now)
+        assert restored.sessions == len(sessions)
+        self.live += sessions
+        if sessions is self.alone:
+            self.alone = []
+        for name in {session.name for session in sessions}:
+            found = self.homes.find(name, self.now)
+            assert found is not None
+            if name not in self.lives:
+                assert counts[name, found.backend] == max(counts[name, backend] for backend in BACKENDS)
+            assert self.lives.setdefault(name, found.backend) == found.backend
+        self.strays |= {session.id for session in sessions if session.backend != self.lives[session.name]}
+        now_divided = {session.name for session in self.live if session.id in self.strays}
+        assert set(restored.divided) == now_divided - divided
+        for name in restored.settled:
+            self._ask_anew(name, placement)
+
+    # --- time, and administrators ---
 
     @rule(
         seconds=st.sampled_from((0.0, 0.5, 0.5, 1.0, 2.0, 50.0, 1000.0)), placement=placements(), obeyed=st.booleans()
@@ -163,7 +257,7 @@ class Walk(RuleBasedStateMachine):
         self.evicts = True
         outcome = Outcome.DRAINED if patience else Outcome.BACKEND_CLOSED
         there = self.homes.evict(backend, outcome, self.now, spread=spread, patience=patience)
-        assert there.sessions == sum(session.backend == backend for session in self.live)
+        assert there.sessions == sum(self.lives[session.name] == backend for session in self.live)
 
     @rule(backend=backends, seconds=st.sampled_from((0.0, 10.0, 300.0)))
     def drain(self, backend: str, seconds: float) -> None:
@@ -189,12 +283,13 @@ class Walk(RuleBasedStateMachine):
     def nobody_is_at_two_backends(self) -> None:
         for name in NAMES:
             mine = [session for session in self.live if session.name == name]
-            assert len({session.backend for session in mine}) <= 1
-            assert sum(session.counts for session in mine) <= MOST_SESSIONS
+            backends = {session.backend for session in mine if session.id not in self.strays}
+            assert backends <= {self.lives.get(name)}
             found = self.homes.find(name, self.now)
+            assert self.homes.room(name) == MOST_SESSIONS - self._counting(name)
             if mine:
                 assert found is not None
-                assert (found.backend, found.sessions) == (mine[0].backend, len(mine))
+                assert (found.backend, found.sessions) == (self.lives[name], len(mine))
             else:
                 assert found is None or not found.sessions
 
@@ -209,17 +304,27 @@ class Walk(RuleBasedStateMachine):
     def there_are_not_too_many_moves(self) -> None:
         assert self.evicts or self.homes.moves_in_flight <= self.most
         assert len(self.homes._pins) <= len(NAMES)
-        there = [self.homes.residents_of(backend) for backend in BACKENDS]
-        assert sum(each.sessions for each in there) == len(self.homes) == len(self.live)
-        assert sum(each.users for each in there) == len({session.name for session in self.live})
+        assert len(self.homes) == len(self.live)
+        for backend in BACKENDS:
+            there = self.homes.residents_of(backend)
+            assert there.sessions == sum(session.backend == backend for session in self.live)
+            assert there.users == sum(lives == backend for lives in self.lives.values())
 
     @invariant()
     def only_live_sessions_are_told_to_end(self) -> None:
+        all_of: dict[str, set[str]] = {}
         for closing in self.homes.take_closings():
             mine = {session.id for session in self.live if session.name == closing.name}
-            assert set(closing.session_ids) == mine
-            assert mine
-            self.told |= mine
+            told = set(closing.session_ids)
+            assert told
+            assert told <= mine
+            assert told <= self.strays or closing.backend == self.lives[closing.name]
+            if closing.backend == self.lives[closing.name]:
+                all_of[closing.name] = told  # of two in one piece the later knows of all
+            self.told |= told
+        for name, told in all_of.items():
+            assert told == {session.id for session in self.live if session.name == name}
+        assert self.strays <= self.told
 
     def teardown(self) -> None:
         """All is over: everybody gets in, everybody leaves, and nothing remains."""
@@ -237,8 +342,11 @@ class Walk(RuleBasedStateMachine):
         self.now += 1000
         self._advance(open_house)
         moves = self.homes._moves
-        remains = (self.homes._residents, self.homes._sessions, self.homes._by_backend, self.homes._pins._pins)
-        assert not any((*remains, moves._agenda, moves._queue, moves._turns, moves._drains, moves.in_flight))
+        homes = self.homes
+        remains = (homes._residents, homes._sessions, homes._by_backend, homes._crowds, homes._strays)
+        assert not any(
+            (*remains, homes._pins._pins, moves._agenda, moves._queue, moves._turns, moves._drains, moves.in_flight)
+        )
 
 
 TestWalk = Walk.TestCase

@@ -96,7 +96,7 @@ def holds_nothing(ledger: Ledger) -> bool:
 
 
 def value(metric: Any) -> float:
-    return float(metric._value.get())
+    return float(metric.value)
 
 
 def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:

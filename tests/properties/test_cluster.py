@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -33,7 +34,9 @@ def server(name: str, **keys: Any) -> Server:
 
 
 SERVERS = [server(name, **keys) for name, keys in FIXED.items()]
-BASE = Backends.model_validate({"servers": [{"name": "x", "url": "imap://x"}], "health": HEALTH})
+BASE = Backends.model_validate(
+    {"servers": [{"name": "x", "url": "imap://x"}], "discovery": {"dns": "mail.example"}, "health": HEALTH}
+)
 
 
 def cluster(failover: Failover, servers: Sequence[Server] = SERVERS) -> Cluster:
@@ -220,6 +223,140 @@ def test_without_failover_health_never_changes_the_epoch(before: Story, story: S
     for _ in tell(story, made):
         assert (made.epoch, homes(made)) == (epoch, where)
 
+
+# --- what other processes recall ---
+
+
+def remembered(made: Cluster, now: float) -> Any:
+    return json.loads(json.dumps(made.memory(now, {"d": ("10.0.0.4",), "a": ("10.9.9.9",)})))
+
+
+@settings(max_examples=100)
+@given(FAILOVERS, STORIES)
+def test_another_process_places_alike(failover: Failover, story: Story) -> None:
+    made, other = cluster(failover), cluster(failover)
+    told: list[BackendEvent] = []
+    other.on_event = told.append
+    now = list(tell(story, made))[-1]
+    other.recall(remembered(made, now), now + 1e6)  # whatever its clock says
+    assert told == []
+    assert (other.epoch, moment(other)) == (made.epoch, moment(made))
+    assert {each.name for each in other.snapshot(now)} == {each.name for each in made.snapshot(now)}
+    assert other.addresses == {each.name: ("10.0.0.4",) if each.name == "d" else () for each in found(made)}
+    third = cluster(failover)
+    third.recall(json.loads(json.dumps(other.memory(now + 1e6))), now)  # as it was told itself
+    assert third.addresses == other.addresses
+    for wait in (0.0, 1.0, 29.0, 30.0, 60.0):  # and it goes on alike
+        for each, began in ((made, now), (other, now + 1e6), (third, now)):
+            each.tick(began + wait)
+        assert made.epoch == other.epoch == third.epoch
+    assert moment(made) == moment(other) == moment(third)
+
+
+def found(made: Cluster) -> list[Seen]:
+    return [each for each in made.snapshot(0.0) if each.discovered]
+
+
+@settings(max_examples=100)
+@given(FAILOVERS, STORIES)
+def test_a_follower_is_told_of_all_that_changes(failover: Failover, story: Story) -> None:
+    made, follower = cluster(failover), cluster(failover)
+    up = {each.name: each.up for each in follower.snapshot(0.0)}
+    revision = made.revision
+    for now in tell(story, made):
+        view = follower._view
+        events = follower.recall(remembered(made, now), now)
+        if made.revision == revision:
+            assert not events
+        if not events:
+            assert follower._view is view  # what it has found out stays
+        revision = made.revision
+        for event in events:
+            match event.kind:
+                case "added":
+                    up[event.backend] = True
+                case "removed":
+                    del up[event.backend]
+                case "went_down" | "came_up":
+                    assert up[event.backend] == (event.kind == "went_down")
+                    up[event.backend] = event.kind == "came_up"
+        assert up == {each.name: each.up for each in made.snapshot(now)}
+        assert follower.epoch == made.epoch
+        assert follower.recall(remembered(made, now), now) == ()
+    assert moment(follower) == moment(made)
+
+
+OTHER_SETTINGS = st.builds(
+    lambda kept, more: [*kept, *more],
+    st.lists(st.sampled_from(SERVERS), unique_by=lambda each: each.name),
+    st.sampled_from([[], [server("d", url="imap://10.9.9.9", tag="gold")], [server("z", weight=5)]]),
+)
+
+
+@settings(max_examples=100)
+@given(FAILOVERS, FAILOVERS, OTHER_SETTINGS, st.booleans(), STORIES)
+def test_other_settings_win(
+    failover: Failover, another: Failover, servers: list[Server], asks_alike: bool, story: Story
+) -> None:
+    made = cluster(failover)
+    now = list(tell(story, made))[-1]
+    asked = BASE.discovery if asks_alike else None
+    other = Cluster(
+        BASE.model_copy(update={"servers": tuple(servers), "failover": another, "discovery": asked}), ROUTING, 0.0
+    )
+    other.recall(remembered(made, now), now)
+    own = {each.name: each for each in servers}
+    there = {each.name: each for each in other.servers()}
+    assert {name: there[name] for name in own} == own
+    theirs = {each.name for each in found(made)} - own.keys()
+    assert there.keys() - own.keys() == (theirs if asks_alike else set())
+    before = {each.name: each for each in made.snapshot(now)}
+    for each in other.snapshot(now):
+        was = before.get(each.name)
+        if was is None or was.url != each.url:
+            assert each.up
+            assert each.failed_over == (each.state == "down" and another != "never")
+        else:
+            assert (each.up, each.state, each.weight) == (was.up, was.state, was.weight)
+            if another == "never":
+                assert not each.failed_over
+    moment(other)
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.just(10**400), st.floats(), st.text(max_size=3), st.just("down")
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=100)
+@given(FAILOVERS, STORIES, st.data())
+def test_nonsense_does_no_harm(failover: Failover, story: Story, data: st.DataObject) -> None:
+    made, other = cluster(failover), cluster(failover)
+    now = list(tell(story, made))[-1]
+    memory = remembered(made, now)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place_in: Any = memory
+        while True:
+            keys = list(place_in) if isinstance(place_in, dict) else list(range(len(place_in)))
+            if not keys:
+                break
+            key = data.draw(st.sampled_from(keys))
+            if not isinstance(place_in[key], (dict, list)) or data.draw(st.booleans()):
+                place_in[key] = data.draw(JSON)
+                break
+            place_in = place_in[key]
+    other.recall(memory, now)
+    other.tick(now + 100.0)
+    json.dumps(other.memory(now))
+    moment(other)
+    assert {each.name for each in SERVERS} <= {each.name for each in other.servers()}
+
+
+# --- who moves ---
 
 NAMES_AND_WEIGHTS = st.dictionaries(
     st.from_regex(r"[a-z0-9][a-z0-9._-]{0,11}", fullmatch=True), st.integers(1, 50), min_size=2, max_size=8

@@ -13,9 +13,11 @@ import trio.testing
 from proxy.imap.commands import REFUSED_AFTER_LOGIN
 from proxy.imap.observer import Observer
 from proxy.ledger.session import Session
+from proxy.limits.meters import Meter
 from proxy.model import Endpoint
 from proxy.outcome import Outcome
 from proxy.relay.engine import Engine
+from proxy.relay.metered import MeteredRelay
 from proxy.relay.partings import Partings
 from proxy.relay.relay import Relay
 from proxy.relay.splice import Carriage
@@ -69,17 +71,22 @@ class Splicer:
     wires: list[Wire] = field(default_factory=list)
 
     def __call__(
-        self, *, refused: frozenset[bytes] = REFUSED_AFTER_LOGIN, early: tuple[bytes, bytes] = (b"", b"")
+        self,
+        *,
+        refused: frozenset[bytes] = REFUSED_AFTER_LOGIN,
+        early: tuple[bytes, bytes] = (b"", b""),
+        meter: Meter | None = None,
     ) -> Wire:
         client, client_end = socket_pair()
         backend, backend_end = socket_pair()
         tally, ended, parted = Tally(), [], []
-        relay = Relay(
+        permits = meter.permits if meter is not None and meter.counts_commands else None
+        parts = (
             self.engine,
             Session(Endpoint("192.0.2.1", 4711), "test"),
             PlainStream(client),
             PlainStream(backend),
-            Observer(tally, time.monotonic, refused=refused),
+            Observer(tally, time.monotonic, refused=refused, permits=permits),
             Carriage(
                 tally,
                 1860.0,
@@ -88,6 +95,7 @@ class Splicer:
                 self.partings,
             ),
         )
+        relay = Relay(*parts) if meter is None else MeteredRelay(*parts, meter)
         relay.start(*early)
         wire = Wire(PairStream(client_end), PairStream(backend_end), relay, tally, ended, parted)
         self.wires.append(wire)

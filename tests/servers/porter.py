@@ -128,6 +128,21 @@ class Porter:
         with urllib.request.urlopen(f"http://{LOOPBACK}:{self.metrics_port}/metrics", timeout=10) as response:
             return Metrics(response.read().decode())
 
+    def status(self) -> dict[str, Any]:
+        """What `imap-porter status` is told."""
+        command = [_command(), "status", "--json", "-c", str(self.folder / "porter.yaml")]
+        shown = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=30, check=True)
+        return json.loads(shown.stdout)  # type: ignore[no-any-return]
+
+    def pids(self, role: str) -> list[int]:
+        """The processes of this role that live, the oldest first."""
+        started = [line["pid"] for line in self.log("process.started") if line["role"] == role]
+        return [pid for pid in started if pid in _family(self.process.pid)]
+
+    def kill_one(self, role: str) -> None:
+        """The one that was started last dies."""
+        os.kill(self.pids(role)[-1], signal.SIGKILL)
+
     def resident_bytes(self) -> int:
         """Memory in use, by all its processes."""
         return sum(_memory_bytes(process_id, "VmRSS") for process_id in _family(self.process.pid))

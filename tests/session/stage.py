@@ -12,7 +12,11 @@ from typing import Any
 import trio
 
 from proxy.app.house import furnish
-from proxy.model import Endpoint
+from proxy.app.registry import Registry
+from proxy.ledger.guests import Guest
+from proxy.ledger.host import SessionCloser
+from proxy.ledger.session import Session
+from proxy.model import Endpoint, Identity
 from proxy.observe import metrics
 from proxy.session import House, serve_client
 from proxy.settings.models import Settings
@@ -219,6 +223,38 @@ class Backend:
             self._sock.close()
 
 
+class Reception:
+    """A registrar for a house that stands alone: what a worker and the steward do with a link between them."""
+
+    def __init__(self, settings: Settings, closer: SessionCloser) -> None:
+        self.registry = Registry(settings, closer)
+
+    async def admit(self, session: Session, identity: Identity) -> str:
+        guest = Guest(
+            session.id,
+            identity.name,
+            session.client.host,
+            session.listener,
+            "w",
+            session.started,
+            verified=identity.verified,
+        )
+        cluster = self.registry.cluster
+        session.epoch, session.backend = cluster.epoch, cluster.place(identity).home
+        admitted = self.registry.admit_now(guest, identity) or await self.registry.admit(guest, identity)
+        session.epoch, session.backend = admitted.epoch, admitted.backend
+        return admitted.backend
+
+    def confirm(self, session: Session) -> None:
+        self.registry.confirm(session.id)
+
+    def release(self, session: Session, *, opened: bool) -> None:
+        self.registry.release(session.id, opened=opened)
+
+    def failed(self, session: Session, problem: str, *, reached: bool) -> None:
+        self.registry.failed(session.backend, session.name, problem, reached=reached)
+
+
 class Scene:
     """One house with its door and its backend, and a record of what it said and counted."""
 
@@ -230,12 +266,18 @@ class Scene:
         backend: Backend,
         events: Sequence[MutableMapping[str, Any]],
     ) -> None:
-        self._nursery, self._events, self._door = nursery, events, door
+        self._nursery, self._events, self._door, self._settings = nursery, events, door, settings
         self._before = figures()
         self.backend = backend
-        self.house: House = furnish(settings, [door.name])
+        self.house: House = furnish(settings, [door.name], self._receive)
         self.clients: list[Client] = []
         nursery.start_soon(self.house.engine.run)
+
+    def _receive(self, closer: SessionCloser) -> Reception:
+        reception = Reception(self._settings, closer)
+        self.registry = reception.registry
+        self.cluster, self.ledger = self.registry.cluster, self.registry.ledger
+        return reception
 
     async def call(self, *, nursery: trio.Nursery | None = None) -> Client:
         """A client connects, and is admitted."""
@@ -286,7 +328,7 @@ class Scene:
         """When all have gone, each was told of once and nothing of them is left."""
         house = self.house
         await until(lambda: not (house.admission.open or house.visits or self.backend.open))
-        assert len(house.ledger) == 0
+        assert len(self.ledger) == 0
         assert not house.admission._by_address
         assert not house.engine.sessions
         closed = [line["session_id"] for line in self.logged("session.closed")]

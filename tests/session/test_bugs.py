@@ -47,7 +47,7 @@ async def test_a_bug_in_the_authenticator(stage: Stage, users: Path, monkeypatch
     await sound_session(scene)
 
 
-@pytest.mark.parametrize("room", ["cluster.place", "ledger.admit", "backends.__getitem__"])
+@pytest.mark.parametrize("room", ["registrar.admit", "registrar.confirm", "backends.__getitem__"])
 async def test_a_bug_in_another_room(stage: Stage, room: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = await stage()
     name, method = room.split(".")

@@ -43,8 +43,27 @@ async def silent(peer: Wire) -> None:
         raise AssertionError("nobody here has it")
 
 
+def overseer_of(scene: Scene) -> Overseer:
+    return Overseer(scene.house.settings, scene.registry, scene.house.backends)
+
+
+def desk_of(scene: Scene) -> Desk:
+    async def reload() -> str:
+        raise AssertionError("nobody asks for it")
+
+    house = scene.house
+    return Desk(
+        house.settings,
+        scene.registry,
+        house.authenticator,
+        logins_waiting=lambda name: house.backends[name].logins_waiting,
+        status=dict,
+        reload=reload,
+    )
+
+
 def is_up(scene: Scene) -> bool:
-    (seen,) = scene.house.cluster.snapshot(time.monotonic())
+    (seen,) = scene.cluster.snapshot(time.monotonic())
     return seen.up
 
 
@@ -85,12 +104,12 @@ async def test_who_has_to_leave_during_the_login_may_come_back_by_the_same_conne
 ) -> None:
     release = trio.Event()
     scene = await stage(held(release), dovecot, routing={"move_delay": 0.01})
-    nursery.start_soon(scene.house.ledger.run)
+    nursery.start_soon(scene.ledger.run)
     nursery.start_soon(scene.house.closer.run)
     client = await scene.call_and_be_greeted()
     await client.send(b"a LOGIN ann right\r\n")
     await scene.until_asked(1)
-    scene.house.ledger.evict("d1", Outcome.DRAINED, spread=0.0, patience=0.0)
+    scene.ledger.evict("d1", Outcome.DRAINED, spread=0.0, patience=0.0)
     release.set()
     assert await client.answer(b"a") == UNAVAILABLE
     (refused,) = scene.logged("login.refused")
@@ -103,11 +122,11 @@ async def test_who_has_to_leave_during_the_login_may_come_back_by_the_same_conne
 async def test_going_down_does_not_wait_for_a_move(stage: Stage, nursery: trio.Nursery) -> None:
     """A login waits for the end of a move; when the proxy stops it is told so."""
     scene = await stage(dovecot, routing={"move_delay": 60.0})
-    nursery.start_soon(scene.house.ledger.run)
+    nursery.start_soon(scene.ledger.run)
     nursery.start_soon(scene.house.closer.run)
     first = await scene.call_and_be_greeted()
     assert await first.log_in(b"a", b"ann") == b"a" + WELCOME
-    scene.house.ledger.move("ann")
+    scene.ledger.move("ann")
     assert (await first.rest()).startswith(b"* BYE Your mailbox is being moved")
     async with trio.open_nursery() as logins:
         second = await scene.call_and_be_greeted(nursery=logins)
@@ -117,21 +136,21 @@ async def test_going_down_does_not_wait_for_a_move(stage: Stage, nursery: trio.N
         logins.cancel_scope.cancel()
     assert (await second.rest()).startswith(b"* BYE ")
     assert scene.counted("porter_moves_waiting_logins") == 0
-    assert len(scene.house.ledger) == 0
+    assert len(scene.ledger) == 0
     await scene.until_closed(2)
 
 
 @pytest.mark.parametrize("addresses", [("203.0.113.66",), ()])
 async def test_dns_does_not_move_a_server_of_the_settings(stage: Stage, addresses: tuple[str, ...]) -> None:
     scene = await stage(dovecot)
-    overseer = Overseer(scene.house)
+    overseer = overseer_of(scene)
     foreign = Server(name="d1", url=parse_backend_url("imap://d1.test.example"))
     other = Server(name="d2", url=parse_backend_url("imap://d2.test.example"))
     overseer._found([Found(foreign, addresses), Found(other, ("192.0.2.2",))])
-    assert [server.name for server in scene.house.cluster.servers()] == ["d1", "d2"]
+    assert [server.name for server in scene.cluster.servers()] == ["d1", "d2"]
     assert overseer.lmtp("d1").host == "127.0.0.1"
     assert overseer.lmtp("d2").host == "192.0.2.2"
-    scene.house.cluster.set_state("d2", "drain", time.monotonic())
+    scene.cluster.set_state("d2", "drain", time.monotonic())
     client = await scene.call_and_be_greeted()
     assert await client.log_in(b"a", b"ann") == b"a" + WELCOME
     client.close()
@@ -141,27 +160,27 @@ async def test_dns_does_not_move_a_server_of_the_settings(stage: Stage, addresse
 async def test_one_that_dns_names_may_be_the_only_one_at_once(stage: Stage) -> None:
     """It takes homes in the very moment that it is named, where nobody else does."""
     scene = await stage(dovecot, backends={"failover": 30.0})
-    overseer = Overseer(scene.house)
+    overseer = overseer_of(scene)
     overseer._found([])
-    scene.house.cluster.set_state("d1", "drain", time.monotonic())
+    scene.cluster.set_state("d1", "drain", time.monotonic())
     url = parse_backend_url("imap://d2.test.example")
     overseer._found([Found(Server(name="d2", url=url), ("192.0.2.2",))])
-    assert [view.name for view in Desk(scene.house).backends()] == ["d1", "d2"]
-    assert scene.house.cluster.place(Identity("ann", "backend")).home == "d2"
+    assert [view.name for view in desk_of(scene).backends()] == ["d1", "d2"]
+    assert scene.cluster.place(Identity("ann", "backend")).home == "d2"
     overseer._found([])
-    assert [view.name for view in Desk(scene.house).backends()] == ["d1"]
+    assert [view.name for view in desk_of(scene).backends()] == ["d1"]
     assert "d2" not in {backend.name for backend in scene.house.backends}
 
 
 async def test_down_said_twice_is_down(stage: Stage, nursery: trio.Nursery) -> None:
     scene = await stage(dovecot, backends={"disconnect_spread": 0.3}, routing={"move_delay": 0.01})
-    Overseer(scene.house)
-    nursery.start_soon(scene.house.ledger.run)
+    overseer_of(scene)
+    nursery.start_soon(scene.ledger.run)
     nursery.start_soon(scene.house.closer.run)
     clients = [await scene.call_and_be_greeted() for _ in range(5)]
     for number, client in enumerate(clients):
         assert await client.log_in(b"a", b"u%d" % number) == b"a" + WELCOME
-    desk = Desk(scene.house)
+    desk = desk_of(scene)
     desk.set_state("d1", "down")
     desk.set_state("d1", "down")
     for client in clients:

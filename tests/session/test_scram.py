@@ -163,7 +163,7 @@ async def test_the_limit_on_failures_holds_before_the_exchange(stage: Stage, scr
     ]
     assert {line["mechanism"] for line in lines} == {SCRAM}
     assert scene.counted(f'{ATTEMPTS}{{mechanism="{SCRAM}",outcome="limit"}}') == 2
-    assert scene.counted('porter_login_limits_total{limit="login_failures_per_user"}') == 2
+    assert scene.counted('porter_limits_reached_total{action="refuse",limit="login_failures_per_user"}') == 2
 
 
 async def test_many_exchanges_at_once_are_no_way_around_the_limit(stage: Stage, scram: dict[str, Any]) -> None:

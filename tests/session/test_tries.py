@@ -11,6 +11,7 @@ import trio.testing
 
 from proxy.auth.throttle import Throttle
 from proxy.ledger.session import Session
+from proxy.limits.turnstile import Turnstile
 from proxy.model import Credentials, Endpoint
 from proxy.outcome import Outcome, Refused
 from proxy.session.house import House
@@ -35,10 +36,11 @@ class Refusing:
 
 def house(refusal: Refused, delay: float) -> House:
     limits = Limits(failed_login_delay=delay, login_tries=100)
-    metrics = SimpleNamespace(attempt=lambda *_: None, limited=lambda _: None, phase=lambda *_: None)
+    metrics = SimpleNamespace(attempt=lambda *_: None, phase=lambda *_: None)
     rooms = {
         "settings": SimpleNamespace(limits=limits),
         "throttle": Throttle(limits),
+        "logins": Turnstile("logins_at_once", 100),
         "authenticator": Refusing(refusal),
         "metrics": metrics,
     }

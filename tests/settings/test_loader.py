@@ -43,7 +43,7 @@ def test_minimal_settings_have_safe_defaults(loaded: Load, minimal: str, folder:
     limits = settings.limits
     assert (limits.connections, limits.connections_per_address, limits.connections_per_user) == (20000, 200, 50)
     assert (limits.login_tries, limits.failed_login_delay) == (5, 2.0)
-    assert list(settings.timeouts.model_dump().values()) == [15.0, 120.0, 5.0, 10.0, 1860.0, 30.0]
+    assert list(settings.timeouts.model_dump().values()) == [15.0, 120.0, 5.0, 10.0, 1860.0, 30.0, 0.0, 86400.0]
     assert settings.relay.compress == "allow"
     assert settings.admin.address is None
     assert settings.metrics.address is None

@@ -310,12 +310,12 @@ async def test_a_swap_is_all_or_nothing_for_both_kinds_of_listener(
     certificates: ServerCertificates, base: SSL.Context, pki: Pki, tmp_path: Path
 ) -> None:
     plain = certificates.base_context()
-    before = {kind: choice.contexts for kind, choice in certificates._choices.items()}
+    before = {kind: choice.by_pair for kind, choice in certificates._choices.items()}
     other = pki.client_authority.issue(tmp_path / "other")
-    with pytest.raises(SSL.Error):
+    with pytest.raises(ValueError, match="does not fit"):
         certificates.swap([(pki.certificate, pki.private_key), (pki.certificate, other.private_key)])
     assert len(before) == 2
-    assert {kind: choice.contexts for kind, choice in certificates._choices.items()} == before
+    assert {kind: choice.by_pair for kind, choice in certificates._choices.items()} == before
     assert (await visit(plain, client(None))).failure is None
     assert (await visit(base, client(pki.clients["san.email"]))).names == (ALICE,)
 

@@ -166,6 +166,108 @@ async def test_a_real_want_of_descriptors_passes(
     assert [event["error"] for event in events] == ["Too many open files"]
 
 
+class Places:
+    """Room for so many clients, each of whom somebody takes in."""
+
+    def __init__(self, clients: int) -> None:
+        self.clients = clients
+        self.taken = 0
+        self.waits = 0
+        self._freed = trio.Event()
+
+    def is_free(self) -> bool:
+        return self.taken < self.clients
+
+    async def wait(self) -> None:
+        self.waits += 1
+        await self._freed.wait()
+
+    def leave(self) -> None:
+        self.taken -= 1
+        self._freed.set()
+        self._freed = trio.Event()
+
+
+async def test_without_room_clients_wait_until_somebody_leaves(
+    listener: socket.socket,
+    comers: Comers,
+    events: Sequence[MutableMapping[str, Any]],
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Nothing is polled: no time has to go by. All who wait, on two listeners, hear of the place."""
+    places, before, began = Places(2), pauses(), trio.current_time()
+
+    def accepted(sock: socket.socket, address: Any) -> None:
+        places.taken += 1
+        assert places.taken <= 2
+        comers(sock, address)
+
+    with contextlib.ExitStack() as clients, bind(Endpoint(LOOPBACK, 0)) as second:
+        for target in (listener, listener, listener, second):
+            clients.enter_context(connect(target))
+        nursery.start_soon(accept_forever, listener, accepted, places)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(accept_forever, second, accepted, places)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (len(comers.sockets), places.waits) == (2, 2)
+        for come in (3, 4):
+            places.leave()
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(comers.sockets) == come
+        waits = places.waits
+        places.leave()
+        await trio.testing.wait_all_tasks_blocked()
+        assert places.waits == waits  # there is room, and nobody who wants it
+    assert pauses() - before == places.waits
+    assert trio.current_time() == began
+    assert [(event["event"], event["clients"]) for event in events] == [("listener.full", 2)] * 2  # for each listener
+    nursery.cancel_scope.cancel()
+
+
+async def test_room_for_all_is_no_news(
+    listener: socket.socket, comers: Comers, events: Sequence[MutableMapping[str, Any]], nursery: trio.Nursery
+) -> None:
+    places, before = Places(1), pauses()
+
+    def accepted(sock: socket.socket, address: Any) -> None:
+        places.taken += 1
+        comers(sock, address)
+
+    with connect(listener):
+        nursery.start_soon(accept_forever, listener, accepted, places)
+        await comers.wait_for(1)
+        await trio.testing.wait_all_tasks_blocked()
+    assert (places.waits, pauses() - before, list(events)) == (0, 0, [])
+
+
+async def test_want_of_room_is_told_once_a_minute(
+    listener: socket.socket,
+    comers: Comers,
+    events: Sequence[MutableMapping[str, Any]],
+    nursery: trio.Nursery,
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    places = Places(1)
+
+    def accepted(sock: socket.socket, address: Any) -> None:
+        places.taken += 1
+        comers(sock, address)
+
+    with contextlib.ExitStack() as clients:
+        for _ in range(10):
+            clients.enter_context(connect(listener))
+        nursery.start_soon(accept_forever, listener, accepted, places)
+        for _ in range(9):
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(10.0)
+            places.leave()
+        await trio.testing.wait_all_tasks_blocked()
+    assert len(comers.sockets) == 10
+    assert len(events) == 2
+    nursery.cancel_scope.cancel()
+
+
 async def test_what_is_accepted_waits_for_nothing_and_notices_lost_peers(
     listener: socket.socket, comers: Comers, nursery: trio.Nursery
 ) -> None:

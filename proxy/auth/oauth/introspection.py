@@ -56,15 +56,7 @@ class Introspector:
         self._source = source
         self._limiter = trio.CapacityLimiter(MAX_UNDER_WAY)
         self._out = False
-        # RFC 6749 Appendix A.2: visible ASCII. What is not will be refused by the endpoint, and told there.
-        secret = settings.client_secret.value.decode("utf-8", "replace")
-        self._basic: tuple[str, str] | None = None
-        self._form: Mapping[str, str] = {}
-        if settings.method == "basic":
-            # RFC 6749 §2.3.1: form-urlencoded first, so that a colon in the name does no harm.
-            self._basic = quote_plus(settings.client_id), quote_plus(secret)
-        else:
-            self._form = {"client_id": settings.client_id, "client_secret": secret}
+        self._settings = settings
         self._counts = {outcome: _introspections.labels(source, outcome) for outcome in Asked}
 
     async def ask(self, token: str) -> Mapping[str, Any] | NotMine:
@@ -108,8 +100,16 @@ class Introspector:
         if waiting.cancelled_caught:
             raise _Overloaded
         try:
-            form = {"token": token, "token_type_hint": "access_token", **self._form}
-            return await self._web.post_form(self._url, form, max_bytes=MAX_ANSWER_BYTES, basic=self._basic)
+            form = {"token": token, "token_type_hint": "access_token"}
+            basic: tuple[str, str] | None = None
+            # RFC 6749 Appendix A.2: visible ASCII. What is not will be refused by the endpoint, and told there.
+            name, secret = self._settings.client_id, self._settings.client_secret.value.decode("utf-8", "replace")
+            if self._settings.method == "basic":
+                # RFC 6749 §2.3.1: form-urlencoded first, so that a colon in the name does no harm.
+                basic = quote_plus(name), quote_plus(secret)
+            else:
+                form |= {"client_id": name, "client_secret": secret}
+            return await self._web.post_form(self._url, form, max_bytes=MAX_ANSWER_BYTES, basic=basic)
         finally:
             self._limiter.release()
 

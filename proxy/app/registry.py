@@ -1,0 +1,183 @@
+"""Where all users of a host live: placement, sessions and the rates of logins, asked together for each login.
+
+The steward has one for all workers. It knows sessions as guests, whichever process they live in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import trio
+
+from proxy.backends.discovered import Found
+from proxy.ledger.guests import Guest, Guests
+from proxy.ledger.host import Ledger, Place, SessionCloser
+from proxy.ledger.resident import Stage
+from proxy.limits.rates import LoginRates
+from proxy.model import Admitted, Identity
+from proxy.routing.cluster import Cluster
+from proxy.settings.models import Settings
+
+
+class Registry:
+    """Cluster, ledger and rates."""
+
+    def __init__(self, settings: Settings, closer: SessionCloser) -> None:
+        """Nobody is there yet.
+
+        Args:
+            closer: Whoever can have sessions ended.
+        """
+        limits = settings.limits
+        self.cluster = Cluster(settings.backends, settings.routing, time.monotonic())
+        self.ledger = Ledger(limits.connections_per_user, settings.routing, closer, limits.connections_per_backend)
+        self.guests = Guests()
+        self.addresses: Mapping[str, tuple[str, ...]] = {}  # of the backends that DNS names
+        self._address_changes = 0
+        self.recalls_discovery = False  # another registry has told which backends DNS names
+        self._rates = LoginRates(limits)
+        self._limits_rates = limits.logins_per_user is not None or limits.logins_per_address is not None
+        self._drains: dict[str, float] = {}  # by backend: when its users will all have had their turn
+
+    # --- sessions come and go ---
+
+    def admit_now(self, guest: Guest, identity: Identity) -> Admitted | None:
+        """Take a session in before its backend is asked. None: it has to wait, which admit() does.
+
+        Raises:
+            Refused: LIMIT, UNAVAILABLE. The session was not taken in.
+        """
+        place = self._question(guest, identity)
+        backend = self.ledger.admit_now(guest, place, verified=identity.verified)
+        return None if backend is None else self._take_in(guest, identity, backend)
+
+    async def admit(self, guest: Guest, identity: Identity) -> Admitted:
+        """As admit_now(), however long it takes.
+
+        Raises:
+            Refused: As admit_now().
+        """
+        place = self._question(guest, identity)
+        backend = await self.ledger.admit(guest, place, verified=identity.verified)
+        return self._take_in(guest, identity, backend)
+
+    def confirm(self, session_id: str) -> None:
+        """Its backend has let a session in: to be called for each. One that was not admitted is no mistake.
+
+        Raises:
+            Refused: LIMIT, of those whom only the backend could verify. The session is still to be released.
+        """
+        guest = self.guests.get(session_id)
+        if guest is None:
+            return
+        self.cluster.login_ended(guest.backend, time.monotonic(), name=guest.name)
+        self.ledger.confirm(guest)
+        if self._limits_rates and guest.stage is not Stage.OPENED:
+            # Not before: what fails, for whatever reason, takes no login from anybody.
+            self._rates.take(guest.name, _host(guest), trio.current_time())
+        guest.stage = Stage.OPENED
+
+    def release(self, session_id: str, *, opened: bool) -> None:
+        """Let a session go; one that was not admitted is no mistake.
+
+        Args:
+            opened: Whether it was logged in at its backend, or may have been: nobody heard the answer.
+        """
+        guest = self.guests.remove(session_id)
+        if guest is not None:
+            self.ledger.release(guest, opened=opened)
+
+    def failed(self, backend: str, name: str, problem: str, *, reached: bool) -> None:
+        """A backend did something wrong with a user's login.
+
+        Args:
+            reached: It had greeted before it went wrong.
+        """
+        self.cluster.login_ended(backend, time.monotonic(), name=name, problem=problem, reached=reached)
+
+    def _question(self, guest: Guest, identity: Identity) -> Place:
+        """Where he may live, to be asked once more after a wait.
+
+        Raises:
+            Refused: LIMIT: there were too many logins.
+        """
+        if self._limits_rates:
+            self._rates.check(guest.name, _host(guest), trio.current_time())
+        return partial(self.cluster.place, identity)
+
+    def _take_in(self, guest: Guest, identity: Identity, backend: str) -> Admitted:
+        ledger = self.ledger
+        guest.backend, guest.why = backend, ledger.why(guest.id)
+        guest.verified = identity.verified
+        if identity.verified:
+            guest.stage = Stage.COUNTED
+        self.guests.add(guest)
+        return Admitted(backend, self.cluster.epoch, guest.why, ledger.room(guest.name))
+
+    # --- users have to leave ---
+
+    def drain(self, backend: str, seconds: float) -> None:
+        """Move the users who have sessions at a backend, one after the other within so long."""
+        self._drains[backend] = trio.current_time() + seconds
+        self.ledger.drain(backend, seconds)
+
+    def undrain(self, backend: str) -> None:
+        """Whose turn to leave has not come stays."""
+        self._drains.pop(backend, None)
+        self.ledger.undrain(backend)
+
+    def resume_drains(self) -> None:
+        """Go on with what the registry before this one had begun, once the sessions are restored."""
+        now = trio.current_time()
+        for backend, ends_at in list(self._drains.items()):
+            if ends_at > now:
+                self.ledger.drain(backend, ends_at - now)
+            else:
+                del self._drains[backend]
+
+    # --- which backends there are ---
+
+    def discovered(self, found: Sequence[Found]) -> None:
+        """DNS names these, and those of the settings are not among them."""
+        addresses = {each.server.name: each.addresses for each in found}
+        if addresses != self.addresses:
+            self.addresses = addresses
+            self._address_changes += 1
+        self.cluster.discovered([each.server for each in found], time.monotonic())
+
+    @property
+    def revision(self) -> int:
+        """Grows whenever view() has something new to tell."""
+        return self.cluster.revision + self._address_changes
+
+    def view(self) -> dict[str, Any]:
+        """What other processes have to know of the backends, as Cluster.recall() takes it; JSON."""
+        return self.cluster.memory(time.monotonic(), self.addresses)
+
+    # --- one after the other ---
+
+    def memory(self) -> dict[str, Any]:
+        """What the next registry has to know, but for the sessions, which are for the workers to tell; JSON."""
+        now = trio.current_time()
+        drains = {backend: ends_at - now for backend, ends_at in self._drains.items() if ends_at > now}
+        return {"cluster": self.view(), "ledger": self.ledger.memory(), "drains": drains}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take over what another's memory() holds, or as much of it as is there."""
+        if isinstance(cluster := memory.get("cluster"), dict):
+            self.cluster.recall(cluster, time.monotonic())
+            self.addresses = self.cluster.addresses
+            self.recalls_discovery = cluster.get("discovered") is True
+        if isinstance(ledger := memory.get("ledger"), dict):
+            self.ledger.recall(ledger)
+        if isinstance(drains := memory.get("drains"), dict):
+            now = trio.current_time()
+            self._drains = {backend: now + left for backend, left in drains.items() if isinstance(left, int | float)}
+
+
+def _host(guest: Guest) -> str:
+    """The address of an endpoint as it is written."""
+    return guest.client.rpartition(":")[0].strip("[]")
