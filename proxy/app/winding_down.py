@@ -49,5 +49,5 @@ async def end_sessions(house: House, logins: trio.Nursery, seconds: float) -> No
     for session in list(engine.sessions):
         engine.say_goodbye(session, Outcome.DRAINED, soon=True)
     with trio.move_on_after(_LAST_SECONDS):
-        while engine.sessions:
+        while engine.sessions:  # noqa: ASYNC110 - there is no event for the last of them
             await trio.sleep(_TICK_SECONDS)

@@ -103,8 +103,9 @@ class Splice(ABC):
         self._carriage, self._traffic = carriage, carriage.traffic
         self._client: Stream | None = client
         self._backend = backend
-        self._client_recv, self._client_send = client.transport.recv, client.transport.send
-        self._backend_recv, self._backend_send = backend.transport.recv, backend.transport.send
+        to_client, to_backend = client.transport, backend.transport
+        self._client_recv, self._client_send = to_client.recv, to_client.send
+        self._backend_recv, self._backend_send = to_backend.recv, to_backend.send
         self._backend_is_plain = not backend.secure
         self._client_descriptor, self._backend_descriptor = client.socket.fileno(), backend.socket.fileno()
         self._client_mask = self._backend_mask = UNWATCHED

@@ -15,6 +15,7 @@ from proxy.imap.capability import after_login
 from proxy.imap.events import ExchangeBrokenOff, Gone, LoggedOut, LoginOffered, ProtocolViolation, ServerEvent, StartTls
 from proxy.imap.server import PreAuthDialogue
 from proxy.ledger.session import Session
+from proxy.limits.reached import reached
 from proxy.model import Account, AccountWanted, Endpoint
 from proxy.observe.log import get_logger
 from proxy.outcome import FAREWELLS, Outcome
@@ -212,6 +213,8 @@ class Visit:
             self.session.tls = self.stream.facts()
         self.scope.deadline = self._login_deadline
         self.house.metrics.phase("tls", trio.current_time() - began)
+        if not in_time:
+            reached("handshakes_at_once", client=self.session.client.host)
         return in_time
 
     def _tls_failed(self, reason: str, detail: str) -> Outcome:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from proxy.model import Endpoint
 from proxy.settings.addresses import Security
 from proxy.settings.discovery_models import Discovery, Health
-from proxy.settings.section import NEW_SESSIONS, Section, misplaced
+from proxy.settings.section import LIVE, NEW_SESSIONS, Section, misplaced
 from proxy.settings.values import (
     BackendUrl,
     Domain,
@@ -210,7 +210,7 @@ class BackendLogin(Section):
         default=None,
         description="The master user's password; required with `master` and `authzid`.",
         examples=[{"file": "/run/secrets/master"}],
-        json_schema_extra=NEW_SESSIONS,
+        json_schema_extra=LIVE,
     )
     separator: Separator = Field(
         default="*",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from proxy.settings.section import LIVE, NEW_SESSIONS, RESTART, Section, misplaced
+from proxy.settings.section import LIVE, NEW_SESSIONS, RELOAD, Section, misplaced
 from proxy.settings.values import Delimiters, Domain, ExistingFile, ListenAddress, Network, PeerNetwork, Separator
 
 
@@ -16,18 +16,18 @@ class ClientCertificates(Section):
     ca: ExistingFile = Field(
         description="Certificates (PEM) that clients' certificates must descend from.",
         examples=["clients-ca.pem"],
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     name: Literal["san.email", "san.dns", "san.upn", "subject.email", "subject.cn", "subject.uid"] = Field(
         default="san.email",
         description="Where the user's name stands in the certificate: a subject alternative name (`san.`; `upn` is "
         "Microsoft's) or a field of the subject. EXTERNAL fails where there is none, or more than one.",
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     required: bool = Field(
         default=False,
         description="Whether a handshake without a certificate fails. false: such a client logs in with a secret.",
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
 
 
@@ -48,19 +48,19 @@ class Listener(Section):
     address: ListenAddress = Field(
         description='IP address and port; "[::]:993" listens on every address, IPv4 included.',
         examples=["[::]:993", "127.0.0.1:1143"],
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     tls: Literal["implicit", "starttls", "none"] = Field(
         description="`implicit`: TLS from the first octet (imaps, port 993). `starttls`: login only after STARTTLS "
         "(port 143). `none`: no TLS at all, only together with `trusted_networks`.",
         examples=["implicit"],
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     protocol: Literal["imap", "socketmap"] = Field(
         default="imap",
         description="`imap`: mail clients. `socketmap`: Postfix asks where a user's mail is delivered, "
         "`route alice@example.org`; only with `tls: none`.",
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     trusted_networks: Annotated[tuple[Network, ...], Field(strict=False)] = Field(
         default=(),
@@ -72,26 +72,26 @@ class Listener(Section):
         description="Only with `protocol: socketmap`: the domains whose mail is delivered to the backends; of others "
         "nothing is known here. None named: all. Postfix asks about outgoing mail, too.",
         examples=[["example.org"]],
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     proxy_protocol: TrustedPeers | None = Field(
         default=None,
         description="Connections from these networks begin with a PROXY header, v1 or v2, that says who the client is; "
         "one without is closed. From elsewhere none is taken.",
         examples=[{"trusted_networks": ["10.0.0.0/8"]}],
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     id_address: TrustedPeers | None = Field(
         default=None,
         description="Clients from these networks, a webmail server or another proxy, may say by IMAP ID, "
         "`x-originating-ip`, who theirs is.",
         examples=[{"trusted_networks": ["10.0.0.8/32"]}],
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     client_certificates: ClientCertificates | None = Field(
         default=None,
         description="Asks clients for a certificate and offers EXTERNAL to those who have one.",
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
 
     @model_validator(mode="after")
@@ -135,7 +135,7 @@ class Tls(Section):
         json_schema_extra=LIVE,
     )
     minimum_version: Literal["1.2", "1.3"] = Field(
-        default="1.2", description="The oldest TLS version spoken, in quotes.", json_schema_extra=RESTART
+        default="1.2", description="The oldest TLS version spoken, in quotes.", json_schema_extra=RELOAD
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from proxy.settings.section import NEW_SESSIONS, Section, misplaced
+from proxy.settings.section import LIVE, NEW_SESSIONS, Section, misplaced
 from proxy.settings.values import DnsName, Duration, IpAddress, LoginName, SecretValue, ServerName, duration
 
 
@@ -17,7 +17,7 @@ class ProbeLogin(Section):
         description="Its name, as it is said to the backend.", examples=["probe"], json_schema_extra=NEW_SESSIONS
     )
     password: SecretValue = Field(
-        description="Its password.", examples=[{"file": "/run/secrets/probe"}], json_schema_extra=NEW_SESSIONS
+        description="Its password.", examples=[{"file": "/run/secrets/probe"}], json_schema_extra=LIVE
     )
 
 

@@ -22,7 +22,7 @@ from proxy.settings.identity_values import (
     dn_tells_domains_apart,
     filter_tells_domains_apart,
 )
-from proxy.settings.section import NEW_SESSIONS, Section, misplaced
+from proxy.settings.section import LIVE, NEW_SESSIONS, Section, misplaced
 from proxy.settings.units import duration_text
 from proxy.settings.values import Duration, ExistingFile, SecretValue, Text, duration
 
@@ -35,7 +35,7 @@ class FileIdentity(Section):
     path: ExistingFile = Field(
         description="The users file: `name: {hash: ...}`, hashes from `imap-porter hash-password`.",
         examples=["users.yaml"],
-        json_schema_extra=NEW_SESSIONS,
+        json_schema_extra=LIVE,
     )
 
 
@@ -52,7 +52,7 @@ class LdapBind(Section):
         default=None,
         description="Its password; required with `dn`.",
         examples=[{"file": "/run/secrets/ldap"}],
-        json_schema_extra=NEW_SESSIONS,
+        json_schema_extra=LIVE,
     )
     external: bool = Field(
         default=False,
@@ -214,7 +214,7 @@ class Introspection(Section):
         description="As whom the proxy asks.", examples=["imap-porter"], json_schema_extra=NEW_SESSIONS
     )
     client_secret: SecretValue = Field(
-        description="With what.", examples=[{"file": "/run/secrets/oauth"}], json_schema_extra=NEW_SESSIONS
+        description="With what.", examples=[{"file": "/run/secrets/oauth"}], json_schema_extra=LIVE
     )
     method: Literal["basic", "post"] = Field(
         default="basic",

@@ -28,13 +28,13 @@ from proxy.settings.identity_models import (
     OAuthIdentity,
 )
 from proxy.settings.limit_models import FailuresPerAddress, FailuresPerUser, Limits, LoginsPerBackend
-from proxy.settings.section import LIVE, NEW_SESSIONS, RESTART, Section
+from proxy.settings.section import LIVE, NEW_SESSIONS, RELOAD, Section
 from proxy.settings.values import Duration, ListenAddress, LoginName, SocketPath, Version, Workers, duration
 
 __all__ = [
     "LIVE",
     "NEW_SESSIONS",
-    "RESTART",
+    "RELOAD",
     "Admin",
     "BackendIdentity",
     "BackendLogin",
@@ -103,18 +103,18 @@ class Timeouts(Section):
         )
     )
     drain: Annotated[float, duration(least="0s")] = Field(
-        default=30.0, description="How long sessions may go on when the proxy stops.", json_schema_extra=RESTART
+        default=30.0, description="How long sessions may go on when the proxy stops.", json_schema_extra=RELOAD
     )
     drain_grace: Annotated[float, duration(least="0s", most="10m")] = Field(
         default=0.0,
         description="How long the proxy goes on as before when it stops, except that `/readyz` says no: as long as "
         "balancers in front take to see that. `drain` begins after it.",
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     old_generation: Annotated[float, duration(least="0s")] = Field(
         default=86400.0,
         description="How long the workers of before a reload keep their sessions; then they drain.",
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
 
 
@@ -143,14 +143,14 @@ class Admin(Section):
         default=None,
         description="Where it listens; null: nowhere.",
         examples=["127.0.0.1:9143"],
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     socket: SocketPath | None = Field(
         default=None,
         description="A unix socket for `imap-porter backends`, `drain`, `route` and the like; whoever may open it, the "
         "proxy's own user and root, may do everything. null: none.",
         examples=["/run/imap-porter/admin.sock"],
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
 
 
@@ -161,7 +161,7 @@ class Metrics(Section):
         default=None,
         description="Where `/metrics` is served; null: nowhere.",
         examples=["127.0.0.1:9142"],
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
 
 
@@ -169,7 +169,7 @@ class Log(Section):
     """The log, on standard error: one line per session and what else happens."""
 
     format: Literal["json", "console"] = Field(
-        default="json", description="`json` for machines, `console` for people.", json_schema_extra=RESTART
+        default="json", description="`json` for machines, `console` for people.", json_schema_extra=RELOAD
     )
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least important events that are written.", json_schema_extra=LIVE
@@ -179,12 +179,12 @@ class Log(Section):
 class Settings(Section):
     """Everything imap-porter is told: one YAML file. Relative paths are relative to that file."""
 
-    version: Version = Field(description="The version of this format.", examples=[1], json_schema_extra=RESTART)
+    version: Version = Field(description="The version of this format.", examples=[1], json_schema_extra=RELOAD)
     workers: Workers = Field(
         default="auto",
         description="Worker processes. auto: one for each core that they may use, by affinity and the quota of the "
         "control group.",
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     user: LoginName | None = Field(
         default=None,
@@ -192,13 +192,13 @@ class Settings(Section):
         "as root, the first process alone keeps root's, for keys and ports. It must be able to read users files and "
         "the certificates of authorities.",
         examples=["imap-porter"],
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     listeners: Annotated[tuple[Listener, ...], Field(strict=False)] = Field(
         min_length=1,
         description="Where clients arrive.",
         examples=[[{"address": "[::]:993", "tls": "implicit"}]],
-        json_schema_extra=RESTART,
+        json_schema_extra=RELOAD,
     )
     tls: Tls = Field(default=Tls(), description="TLS towards clients.", json_schema_extra=LIVE)
     names: Names = Field(default=Names(), description="How names are read.", json_schema_extra=NEW_SESSIONS)
@@ -218,6 +218,6 @@ class Settings(Section):
     limits: Limits = Field(default=Limits(), description="Bounds.", json_schema_extra=NEW_SESSIONS)
     timeouts: Timeouts = Field(default=Timeouts(), description="Deadlines.", json_schema_extra=NEW_SESSIONS)
     relay: Relay = Field(default=Relay(), description="The session itself.", json_schema_extra=NEW_SESSIONS)
-    admin: Admin = Field(default=Admin(), description="The administrator's door.", json_schema_extra=RESTART)
-    metrics: Metrics = Field(default=Metrics(), description="Where figures are served.", json_schema_extra=RESTART)
-    log: Log = Field(default=Log(), description="The log.", json_schema_extra=RESTART)
+    admin: Admin = Field(default=Admin(), description="The administrator's door.", json_schema_extra=RELOAD)
+    metrics: Metrics = Field(default=Metrics(), description="Where figures are served.", json_schema_extra=RELOAD)
+    log: Log = Field(default=Log(), description="The log.", json_schema_extra=RELOAD)

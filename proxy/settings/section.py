@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 LIVE: Final[dict[str, Any]] = {"takes_hold": "live"}
 NEW_SESSIONS: Final[dict[str, Any]] = {"takes_hold": "new sessions"}
-RESTART: Final[dict[str, Any]] = {"takes_hold": "restart"}
+RELOAD: Final[dict[str, Any]] = {"takes_hold": "reload"}
 
 
 def misplaced(key: str, problem: str) -> PydanticCustomError:

@@ -28,6 +28,7 @@ from proxy.settings.certificates import read_certificates
 from proxy.transport.client_certificate import ClientCertificate, read_client_certificate
 from proxy.transport.key_pair import KeyPair, read_key_pair
 from proxy.transport.proxy_header import host_name
+from proxy.transport.records import records_of
 from proxy.transport.stream import RECORD_BYTES, ConnectionLost, Transport
 
 Pair = tuple[Path, Path]  # a certificate's file, and its key's
@@ -352,7 +353,7 @@ class TlsStream:
 
     @property
     def transport(self) -> Transport:
-        return self.connection
+        return records_of(self.connection)
 
     @property
     def binds_channel(self) -> bool:

@@ -31,7 +31,7 @@ THE_WORLD = {"trio", "ssl", "socket", "time", "random", "structlog", "prometheus
 
 # One foreign library, one door: where it may be imported, files or folders (with a slash).
 DOORS = {
-    "OpenSSL": {"transport/tls.py", "transport/tls_client.py"},
+    "OpenSSL": {"transport/tls.py", "transport/tls_client.py", "transport/records.py"},
     "argon2": {"auth/passwords.py"},
     "dns": {"backends/discovery.py"},
     "httpx": {"auth/web.py"},

@@ -351,7 +351,7 @@ def test_an_outage_outlasts_no_password(start: Start, slapd: Slapd) -> None:
 
 def test_the_second_server_goes_on_for_the_first(start: Start, make_slapd: Callable[..., Slapd]) -> None:
     first, second = make_slapd(), make_slapd()
-    porter = start(first, second, ldap={"timeout": "4s"})
+    porter = start(first, second, ldap={"timeout": "4s"}, workers=1)  # each finds out for itself
 
     def up() -> list[float]:
         metrics = porter.metrics()
@@ -375,7 +375,7 @@ def test_the_second_server_goes_on_for_the_first(start: Start, make_slapd: Calla
 
 def test_a_stale_yes_while_the_directory_is_out(start: Start, slapd: Slapd) -> None:
     cache = {"positive": "1s", "negative": "0s", "serve_stale": "1h"}
-    porter = start(slapd, ldap={"timeout": "1s"}, cache=cache)
+    porter = start(slapd, ldap={"timeout": "1s"}, cache=cache, workers=1)  # each remembers for itself
 
     def stale() -> float:
         return porter.metrics().total("porter_identity_cache_total", source="ldap", result="stale")

@@ -145,13 +145,13 @@ def test_a_second_sigterm_ends_it_at_once(start: Callable[..., tuple[Porter, Fak
         busy.send(b"f FETCH 2 BODY[]\r\n")
         assert busy.line() + b"\r\n" == fake_backend.LITERAL_HEAD
         porter.terminate()
-        porter.wait_for_log("worker.draining", sessions=1, signal="SIGTERM")
+        porter.wait_for_log("worker.draining", sessions=1)
         porter.terminate()
         assert busy.rest() == fake_backend.LITERAL_START.removeprefix(fake_backend.LITERAL_HEAD)
     porter.stop()
     assert [line["outcome"] for line in porter.log("session.closed")] == ["drained"]
-    ends = [line["event"] for line in porter.log() if line["event"].startswith("worker.")]
-    assert ends == ["worker.started", "worker.draining", "worker.stopping_at_once", "worker.stopped"]
+    ends = [line["event"] for line in porter.log() if line["event"].startswith("master.")]
+    assert ends == ["master.started", "master.draining", "master.stopping_at_once", "master.stopped"]
 
 
 def moment(line: dict[str, Any]) -> float:

@@ -134,6 +134,7 @@ class Site:
             login |= {"name": MASTER, "password": {"file": str(self._folder / "master")}}
         settings["backends"]["login"] = login
         settings |= {"identity": [self.oauth()], "limits": NO_LIMITS, **changes}
+        settings["workers"] = 1  # each fetches keys, and remembers answers, for itself
         porter = Porter(Path(tempfile.mkdtemp(prefix="porter-", dir=self._folder)), settings, self._pki, taken)
         try:
             yield porter

@@ -192,6 +192,7 @@ def porter_settings(pki: Pki, backends: Mapping[str, str], ports: Ports) -> tupl
     taken = {"imaps": ports.take(), "starttls": ports.take(), "metrics": ports.take()}
     settings = {
         "version": 1,
+        "workers": 2,
         "listeners": [
             {"address": f"{LOOPBACK}:{taken['imaps']}", "tls": "implicit"},
             {"address": f"{LOOPBACK}:{taken['starttls']}", "tls": "starttls"},

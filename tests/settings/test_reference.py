@@ -13,7 +13,7 @@ from proxy.settings.reference import DIALECT, differences, schema_json, settings
 def test_every_key_is_described() -> None:
     for key in walk():
         assert key.field.description, key
-        assert key.takes_hold in ("live", "new sessions", "restart"), key
+        assert key.takes_hold in ("live", "new sessions", "reload"), key
 
 
 def test_known_keys_by_name() -> None:
