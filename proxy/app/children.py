@@ -195,7 +195,7 @@ def _begin(process: str, settings: Settings, keep: Collection[int], mask: Iterab
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     METRICS.begin(process)
     configure(settings.log.format, settings.log.level)
     close_descriptors({0, 1, 2, *keep})

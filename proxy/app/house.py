@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-from proxy.app.sources import authenticator_for, mechanisms_for, sources_for
+from proxy.app.sources import NO_USERS, authenticator_for, mechanisms_for, sources_for
 from proxy.auth.names import NameRules
 from proxy.auth.throttle import Throttle
 from proxy.backends.pool import Pool
@@ -34,6 +35,7 @@ def furnish(
     row: Row | None = None,
     throttle_key: bytes | None = None,
     workers: int = 1,
+    users: Mapping[Path, bytes] = NO_USERS,
 ) -> House:
     """Build the rooms of one worker. Nothing is started and nothing is connected to.
 
@@ -43,13 +45,14 @@ def furnish(
         row: Where this worker counts its connections for all to see; None: it is alone.
         throttle_key: What all workers of a host tell failures by; None: it is alone.
         workers: How many share what a backend may be asked for at once.
+        users: What users files hold, so far as that is known; others are read.
     """
     engine = Engine()
     closer = Closer(engine)
     limits = settings.limits
     tally = Tally(COMMANDS, BLIND_REASONS)
     rules = NameRules(settings.names)
-    sources = sources_for(settings, rules)
+    sources = sources_for(settings, rules, users)
     authenticator = authenticator_for(settings, rules, sources)
     introduces = any(
         settings.backends.client_address_for(server) != "none" for server in settings.backends.servers

@@ -50,11 +50,14 @@ class Household:
 
     # --- births and deaths ---
 
-    def start_worker(self, plan: Plan, index: int, life: int, stewards: Iterable[Child]) -> Child:
+    def start_worker(
+        self, plan: Plan, index: int, life: int, stewards: Iterable[Child], *, heir: bool = False
+    ) -> Child:
         """A worker, of whom these stewards are told.
 
         Args:
             life: From 1: the how manieth in this place.
+            heir: It is of a generation that has not begun.
         Raises:
             OSError: There can be no further process, or descriptor.
         """
@@ -63,7 +66,7 @@ class Household:
         row = self.board.take_row()
         try:
             with far_link:
-                child = self._start_worker(plan, index, name, far_link, row)
+                child = self._start_worker(plan, index, name, far_link, row, heir)
         except BaseException:
             link.close()
             self.board.free_row(row)
@@ -73,9 +76,9 @@ class Household:
             steward.post(["worker", name], [link.fileno()])
         return child
 
-    def _start_worker(self, plan: Plan, index: int, name: str, link: socket.socket, row: int) -> Child:
+    def _start_worker(self, plan: Plan, index: int, name: str, link: socket.socket, row: int, heir: bool) -> Child:
         control, far_control = packet_pair()
-        sockets = self.sockets.of_worker(plan.doors, index, plan.workers)
+        sockets = self.sockets.of_worker(plan.doors, index, plan.workers, heir=heir)
         place = WorkerPlace(index, name, sockets, far_control, link, self.board.descriptor, row)
         keep = {far_control.fileno(), link.fileno(), self.board.descriptor, *(sock.fileno() for _, sock in sockets)}
         try:

@@ -245,12 +245,28 @@ class Links:
                 for lodger in lodgers:
                     guest = lodger_of(lodger, link.name, now)
                     if guest is not None:
+                        self._correct(guest)
                         link.lodgers.append(guest)
                         self.registry.guests.add(guest)
+
+    def _correct(self, guest: Guest) -> None:
+        """His worker knows better: while we were silent he was placed elsewhere than we had said."""
+        known = self.registry.guests.get(guest.id)
+        if known is not None and known.backend != guest.backend:
+            self.registry.release(guest.id, opened=True)
+
+    def _forget_unreported(self, link: WorkerLink) -> None:
+        """A worker who reports once more, since we were silent, has lost some whose end we were not told of."""
+        reported = {guest.id for guest in link.lodgers}
+        for guest in self.registry.guests.all_of(link.name):
+            if guest.id not in reported and not link.is_under_way(guest.id):
+                self.registry.release(guest.id, opened=True)
 
     def _take_reported(self, link: WorkerLink, message: Message) -> None:
         if message[1:2] != [self._nonce]:
             return
+        if link.reported:
+            self._forget_unreported(link)
         link.reported = True
         if self._gathering:
             self._look_who_reported()
@@ -365,15 +381,18 @@ class Links:
         question = message[1]
         if (scope := link.waiting.get(question)) is not None:
             scope.cancel()
-        elif (session_id := link.answered.pop(question, None)) is not None:
+        elif (session_id := link.answered.get(question)) is not None:
+            link.forget(session_id)
             self.registry.release(session_id, opened=False)
         elif self._held is not None:
             self._held = [held for held in self._held if held[0] is not link or held[1][1] != question]
+            link.post(["heard"])  # whoever gave up believes that nobody is here
 
     def _confirm(self, link: WorkerLink, message: Message) -> None:
         if not link.reported:
             return
         for session_id in message[1]:
+            link.forget(session_id)
             try:
                 self.registry.confirm(session_id)
             except Refused as refusal:  # there was room when it was admitted
@@ -382,6 +401,7 @@ class Links:
     def _release(self, link: WorkerLink, message: Message) -> None:
         if link.reported:
             for session_id, opened, *_ in message[1]:
+                link.forget(session_id)
                 self.registry.release(session_id, opened=opened)
 
     def _failed(self, link: WorkerLink, message: Message) -> None:

@@ -13,6 +13,8 @@ from proxy.settings.models import Settings
 
 log = get_logger()
 
+_AT_ONCE = 100
+
 
 class LiveFiles:
     """The files that one generation's settings name and that are taken over without a new generation."""
@@ -23,6 +25,7 @@ class LiveFiles:
         """
         self._watch = Watch(settings, read_at)
         self._since: dict[Path, bytes] = {}  # what has changed since the settings were read
+        self._before: dict[Path, bytes | None] = {}  # what stood in its place there, in case it is rejected
         self._rejected: set[Path] = set()
 
     def look(self, children: Iterable[Child]) -> None:
@@ -30,6 +33,7 @@ class LiveFiles:
         changed = self._watch.poll()
         if not changed:
             return
+        self._before.update({path: self._since.get(path) for path in changed})
         self._since.update(changed)
         self._rejected -= changed.keys()
         log.info("files.changed", paths=sorted(map(str, changed)))
@@ -42,18 +46,31 @@ class LiveFiles:
             _tell(child, self._since)
 
     def rejected(self, path: str, why: str) -> None:
-        """A child goes on with the file of before. Each of them says so."""
-        if Path(path) not in self._rejected:
-            self._rejected.add(Path(path))
-            log.warning("files.rejected", path=path, reason=why)
+        """A child goes on with the file of before, as newcomers are to. Each of them says so."""
+        file = Path(path)
+        if file in self._rejected or file not in self._since:
+            return
+        self._rejected.add(file)
+        before = self._before.pop(file, None)
+        if before is None:
+            del self._since[file]
+        else:
+            self._since[file] = before
+        log.warning("files.rejected", path=path, reason=why)
 
 
 def _tell(child: Child, files: dict[Path, bytes]) -> None:
-    # One for each child: who shares a descriptor shares its position too.
-    opened = [(str(path), _in_memory(octets)) for path, octets in files.items()]
-    child.post_files(opened)
-    for _, descriptor in opened:
-        os.close(descriptor)
+    # Not all at once: descriptors are few. What belongs together comes in the order in which it was read.
+    paths = list(files)
+    for start in range(0, len(paths), _AT_ONCE):
+        some = paths[start : start + _AT_ONCE]
+        # One for each child: who shares a descriptor shares its position too.
+        opened = [(str(path), _in_memory(files[path])) for path in some]
+        try:
+            child.post_files(opened)
+        finally:
+            for _, descriptor in opened:
+                os.close(descriptor)
 
 
 def _in_memory(octets: bytes) -> int:

@@ -198,7 +198,10 @@ class Master:
         child = slot.child
         log.info("process.restarted", role=slot.role, process=child.name, pid=child.pid, restarts=slot.restarts)
         if self._renewal.files is not None:
-            self._renewal.files.tell_newcomer(child)
+            try:
+                self._renewal.files.tell_newcomer(child)
+            except OSError as exc:
+                log.error("files.not_told", error=exc.strerror)
 
     # --- what is due ---
 
@@ -251,7 +254,10 @@ class Master:
                 child.heard = now
                 child.kill()
         if self._renewal.files is not None and self._farewell is None:
-            self._renewal.files.look(self._household.children.values())
+            try:
+                self._renewal.files.look(self._household.children.values())
+            except OSError as exc:  # it will be looked at again when it changes, or by a reload
+                log.error("files.not_told", error=exc.strerror)
         observe_log.flush()
         self._inform_steward()
 
@@ -331,7 +337,8 @@ class Master:
             problem = replace_program(self._renewal)
             log.error("master.upgrade_failed", error=problem)
         self._wakeups.unblock()
-        self._notifier.ready("serving")
+        if self._farewell is None:
+            self._notifier.ready("serving")
 
     def _serving(self) -> None:
         """A generation has begun."""

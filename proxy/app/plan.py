@@ -23,6 +23,7 @@ class Plan:
     generation: int  # from 1, over reloads and upgrades
     workers: int
     throttle_key: bytes = field(repr=False)  # the same for all generations
+    users: Mapping[Path, bytes] = field(default_factory=dict, repr=False)  # users files, as they were without mistakes
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,19 @@ def preflight(settings: Settings, config: Path) -> None:
         raise SettingsError(mistakes)
 
 
+def users_files(settings: Settings) -> dict[Path, bytes]:
+    """What the users files hold, for processes that may have no right to read them.
+
+    Raises:
+        SettingsError: One cannot be read any more.
+    """
+    paths = dict.fromkeys(source.file.path for source in settings.identity if source.file is not None)
+    try:
+        return {path: path.read_bytes() for path in paths}
+    except OSError as exc:
+        raise SettingsError([Mistake(Path(exc.filename), 0, "", f"cannot be read: {exc.strerror}")]) from exc
+
+
 def _ldap_mistakes(settings: Settings, config: Path, rules: NameRules) -> Iterator[Mistake]:
     """What only the directory's library can judge."""
     for index, source in enumerate(settings.identity):

@@ -22,17 +22,23 @@ _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION = 0x20080522
 
 
+def raise_descriptors() -> int:
+    """Raise the limit on descriptors as far as allowed; gives it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
 def prepare(connections: int) -> int:
-    """Raise the limit on descriptors as far as allowed.
+    """Raise the limit on descriptors, and see for how many clients that is enough.
 
     Args:
         connections: How many clients the settings allow; each may need two descriptors.
     Returns:
         How many clients there is really room for.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    hard = raise_descriptors()
     room = connections if hard == resource.RLIM_INFINITY else max(1, (hard - _RESERVED_DESCRIPTORS) // 2)
     if room < connections:
         log.warning("process.few_descriptors", limit=hard, connections=connections, room=room)
@@ -62,7 +68,8 @@ def become(user: str | None) -> None:
     os.initgroups(user, account.pw_gid)
     os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
     os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
-    assert os.getresuid() == (account.pw_uid,) * 3
+    if os.getresuid() != (account.pw_uid,) * 3 or os.getresgid() != (account.pw_gid,) * 3:
+        raise PermissionError(f"this process has not become {user}")
 
 
 def drop_capabilities() -> None:

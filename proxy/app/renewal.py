@@ -20,7 +20,7 @@ from proxy.app.household import Household
 from proxy.app.live_files import LiveFiles
 from proxy.app.notify import Notifier
 from proxy.app.plan import Plan
-from proxy.app.preflight import preflight
+from proxy.app.preflight import preflight, users_files
 from proxy.app.succession import Generation, Patience, Stage, Succession
 from proxy.observe import metrics
 from proxy.observe.log import configure, get_logger
@@ -165,6 +165,7 @@ class Renewal:
             SettingsError: A certificate cannot be used, though it looked well.
         """
         workers = cores() if settings.workers == "auto" else settings.workers
+        users = users_files(settings)
         sockets = self.household.sockets
         sockets.reserve(settings, workers, listening=listening)
         try:
@@ -173,7 +174,7 @@ class Renewal:
             sockets.abandon()
             raise
         self.number += 1
-        plan = Plan(settings, self.config, doors, self.number, workers, self.throttle_key)
+        plan = Plan(settings, self.config, doors, self.number, workers, self.throttle_key, users)
         heirs = Generation(self.number, workers, settings.timeouts, settings.log, plan)
         files = LiveFiles(settings, self._read_at)
         self.succession = Succession(self.household, heirs, self.current, self._patience, self._clock)
@@ -209,7 +210,7 @@ class Renewal:
         """The end has come: who is to begin yet, never does; what cannot be taken back is carried out."""
         if self.succession is None:
             return
-        if self.succession.stage is Stage.PREPARING:
+        if self.succession.stage in (Stage.PREPARING, Stage.FAILED):
             self.succession.fail("the proxy stops")
             self._abandon("the proxy stops")
         else:

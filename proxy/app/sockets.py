@@ -119,14 +119,20 @@ class Sockets:
 
     # --- whose is which ---
 
-    def of_worker(self, doors: Sequence[Door], index: int, workers: int) -> list[tuple[Door, socket.socket]]:
-        """Where a worker accepts, of so many workers."""
+    def of_worker(
+        self, doors: Sequence[Door], index: int, workers: int, *, heir: bool = True
+    ) -> list[tuple[Door, socket.socket]]:
+        """Where a worker accepts, of so many workers.
+
+        Args:
+            heir: It is of the generation that what has been reserved is for, and that may not listen yet.
+        """
         return [
             (door, each.socket)
             for door in doors
             if door.protocol == "imap"
             for position, each in enumerate(self.on(door.endpoint))
-            if each.given or position % workers == index
+            if (heir or not each.fresh) and (each.given or position % workers == index)
         ]
 
     def of_steward(self, doors: Sequence[Door]) -> list[tuple[Door, socket.socket]]:

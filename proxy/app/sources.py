@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
+from pathlib import Path
+from types import MappingProxyType
 
 from proxy.auth.authenticator import Authenticator
 from proxy.auth.cache import cached
@@ -20,10 +22,14 @@ from proxy.session.mechanisms import Mechanisms
 from proxy.settings.models import IdentitySource as SourceSettings
 from proxy.settings.models import Settings
 
+NO_USERS: Mapping[Path, bytes] = MappingProxyType({})
 
-def sources_for(settings: Settings, rules: NameRules) -> list[IdentitySource]:
+
+def sources_for(settings: Settings, rules: NameRules, users: Mapping[Path, bytes] = NO_USERS) -> list[IdentitySource]:
     """The identity sources, one for each of the settings. Nothing is connected to.
 
+    Args:
+        users: What users files hold, so far as that is known; others are read.
     Raises:
         SettingsError: A users file has mistakes.
     """
@@ -34,7 +40,7 @@ def sources_for(settings: Settings, rules: NameRules) -> list[IdentitySource]:
         count[given.kind] += 1
         name = given.kind if count[given.kind] == 1 else f"{given.kind}-{count[given.kind]}"
         if given.file is not None:
-            sources.append(FileSource(given.file.path, rules, verifier, name))
+            sources.append(FileSource(given.file.path, rules, verifier, name, users.get(given.file.path)))
         elif given.ldap is not None:
             sources.append(ldap_source(given.ldap, rules, name))
         elif given.oauth is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, MutableMapping
@@ -12,11 +13,11 @@ from pathlib import Path
 from proxy import __version__
 from proxy.app.doors import Doors
 from proxy.app.household import Household
-from proxy.app.master import EXIT_FAILED, Master
+from proxy.app.master import EXIT_FAILED, SIGNALS, Master
 from proxy.app.notify import Notifier
 from proxy.app.plan import Roles
 from proxy.app.preflight import preflight
-from proxy.app.process import harden
+from proxy.app.process import harden, raise_descriptors
 from proxy.app.renewal import Renewal
 from proxy.app.sockets import Sockets
 from proxy.app.succession import Patience
@@ -46,7 +47,11 @@ def serve_with(
         environment: Where a service manager, or the program before an upgrade, has left something for us. It is taken
             out of it, where it is for nobody else.
     """
+    # Whoever stops us before there are handlers must not find the default action, which leaves children behind.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # for which others open their logs anew
     harden()
+    raise_descriptors()
     patience = patience or Patience()
     try:
         inheritance = inherited(environment)
@@ -54,6 +59,7 @@ def serve_with(
             return _go_on(inheritance, config, roles, patience, environment, clock)
         return _serve_anew(config, roles, patience, environment, clock)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         restore()  # writes what waits; and what is raised from here on, a bug at start among it, goes to standard error
 
 

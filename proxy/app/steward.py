@@ -63,7 +63,7 @@ class Steward:
         self._settings, self._place, self._generation = settings, place, plan.generation
         self._control = Packets(place.control)
         rules = NameRules(settings.names)
-        authenticator = authenticator_for(settings, rules, sources_for(settings, rules))
+        authenticator = authenticator_for(settings, rules, sources_for(settings, rules, plan.users))
         self._throttle = Throttle(settings.limits, key=plan.throttle_key)
         self.links = Links(settings, self._throttle)
         for name, sock in place.links.items():

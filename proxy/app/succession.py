@@ -114,7 +114,7 @@ class Succession:
             if self._before is not None:
                 self._hand_over = os.memfd_create("hand-over")
             for slot in self.heirs.workers:
-                slot.child = self._household.start_worker(plan, slot.index, 1, [])
+                slot.child = self._household.start_worker(plan, slot.index, 1, [], heir=True)
             inherited = None if self._hand_over < 0 else self._hand_over
             self.heirs.steward.child = self._household.start_steward(plan, self._household.workers(), inherited)
         except OSError as exc:

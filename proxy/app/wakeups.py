@@ -50,7 +50,8 @@ class Wakeups:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
 
     def close(self) -> None:
-        """Undo open()."""
+        """Undo open(); from here on they wait, so that none is the last word of a process that has done its work."""
+        self.block()
         signal.set_wakeup_fd(-1)
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -20,6 +20,7 @@ import trio
 from proxy.app.files import Files
 from proxy.app.house import furnish
 from proxy.app.link import Link
+from proxy.app.memory import Ebb, give_back
 from proxy.app.plan import Plan, WorkerPlace
 from proxy.app.process import prepare
 from proxy.app.winding_down import busy, end_sessions
@@ -66,8 +67,10 @@ class Worker:
             row=Board(place.board).row(place.row),
             throttle_key=plan.throttle_key,
             workers=plan.workers,
+            users=plan.users,
         )
         self._room = room
+        self._ebb = Ebb()
         self._works = {server.name: True for server in settings.backends.servers}  # backends, so far as is known
         self._control = Packets(place.control)
         self._files = Files(settings, plan.doors, self.house.authenticator)
@@ -150,7 +153,7 @@ class Worker:
         """From the first client to the last."""
         async with trio.open_nursery() as self._logins:
             await self._any(self._accept, self._leave, self._drain)
-            if not self._leave.is_set():
+            if self._accept.is_set() and not self._leave.is_set():
                 await self._take_clients()
             for _, sock in self._place.sockets:
                 sock.close()
@@ -272,5 +275,7 @@ class Worker:
             self.house.metrics.loop_delay(trio.current_time() - due)
             self._control.post(["alive"])
             self._tell_figures()
+            if self._ebb.is_out(self.house.admission.open):
+                await trio.to_thread.run_sync(give_back)
             while used := self.house.meters.take_used():
                 self._link.tell_lazily(["used", used])

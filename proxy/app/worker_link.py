@@ -21,7 +21,7 @@ log = get_logger()
 # is said again (closings), is not missed any more (answers), or is of use only while it is fresh.
 MOST_WAITING = 10_000
 FEW_WAITING = 100
-_MOST_REMEMBERED = 1_000  # answers that may still be given up
+_MOST_REMEMBERED = 200_000  # answers that may still be given up: logins under way
 _STAGES = (Stage.TRYING, Stage.COUNTED, Stage.OPENED)
 
 _DROPPED = metrics.counter(
@@ -40,7 +40,8 @@ class WorkerLink:
     shown: int = 0  # the view that he was told last
     lodgers: list[Guest] = field(default_factory=list)  # of his report
     waiting: dict[int, trio.CancelScope] = field(default_factory=dict)  # admits that have to wait
-    answered: OrderedDict[int, str] = field(default_factory=OrderedDict)  # the last ones, by question
+    answered: OrderedDict[int, str] = field(default_factory=OrderedDict)  # of logins under way, by question
+    _questions: dict[str, int] = field(default_factory=dict)  # the other way round
     logins_waiting: dict[str, float] = field(default_factory=dict)  # by backend
     behind: bool = False
 
@@ -58,8 +59,19 @@ class WorkerLink:
     def remember(self, question: int, session_id: str) -> None:
         """It has been answered, and may be given up before the answer is read."""
         self.answered[question] = session_id
+        self._questions[session_id] = question
         if len(self.answered) > _MOST_REMEMBERED:
-            self.answered.popitem(last=False)
+            self.forget(next(iter(self.answered.values())))
+
+    def forget(self, session_id: str) -> None:
+        """Whoever asked has read the answer, or is gone."""
+        question = self._questions.pop(session_id, None)
+        if question is not None:
+            self.answered.pop(question, None)
+
+    def is_under_way(self, session_id: str) -> bool:
+        """Whether a session has been answered, and its worker may not know that yet."""
+        return session_id in self._questions
 
     def refuse(self, question: int, refusal: Refused) -> None:
         """Answer a login that may not go on."""

@@ -65,11 +65,19 @@ class FileSource:
 
     mechanisms = PASSWORD_MECHANISMS
 
-    def __init__(self, path: Path, rules: NameRules, verifier: PasswordVerifier, name: str = "file") -> None:
+    def __init__(
+        self,
+        path: Path,
+        rules: NameRules,
+        verifier: PasswordVerifier,
+        name: str = "file",
+        content: bytes | None = None,
+    ) -> None:
         """Read the file.
 
         Args:
             name: Of the source: file, or file-2 for the second.
+            content: What it holds, or held when it was without mistakes; None: what stands there now.
         Raises:
             SettingsError: With every mistake of the file.
         """
@@ -77,7 +85,7 @@ class FileSource:
         self.path = path
         self._rules = rules
         self._verifier = verifier
-        self.users = read_users(path, rules, name)
+        self.users = read_users(path, rules, name, content)
 
     @property
     def knows_scram(self) -> bool:

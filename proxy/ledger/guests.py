@@ -65,6 +65,10 @@ class Guests:
             _take(self._by_name, guest.name, guest)
         return guests
 
+    def all_of(self, worker: str) -> list[Guest]:
+        """All that a worker has."""
+        return list(self._by_worker.get(worker, {}).values())
+
     def count(self, worker: str) -> int:
         """How many a worker has."""
         return len(self._by_worker.get(worker, ()))

@@ -33,9 +33,10 @@ itself.
 - Relative paths are relative to the settings file.
 - Anchors, aliases, merge keys and tags are refused; the file is at most 1 MiB of UTF-8.
 
-*Takes hold* says what a changed value needs. All but live ones need a reload (`imap-porter reload`, SIGHUP), which is all
-or nothing: **live**, the files that it names are watched, and used from the next handshake or login on; **new sessions**,
-sessions that are open keep the value they started with; **reload**, it is the processes' own, and theirs at once.
+*Takes hold* says what a changed value needs. All but live ones need a reload (`imap-porter reload`, SIGHUP), which is
+all or nothing: **live**, the files that it names are watched, and used from the next handshake or login on; **new
+sessions**, sessions that are open keep the value they started with; **reload**, it is the processes' own, and theirs at
+once.
 """
 
 

@@ -227,7 +227,7 @@ def test_the_admin_socket_is_the_users(master: Start, port: int, admin: Path) ->
 
 
 def test_files_that_change_are_handed_over(master: Start, port: int, tmp_path: Path) -> None:
-    """To all who live, and to who comes later; a refusal is told once."""
+    """To all who live; what is refused to nobody who comes later, and that is told once."""
     hashed = "$argon2id$v=19$m=65536,t=3,p=4$HkA/zSL2W0qjZNjG7qMXMw$3/9eBlhXj8hzpHI6P6TwKBVfjUyj+v7TJmpMROiHq5Q"
     users = tmp_path / "users.yaml"
     users.write_text(yaml.safe_dump({"ann@example.org": {"hash": hashed}}))
@@ -242,7 +242,9 @@ def test_files_that_change_are_handed_over(master: Start, port: int, tmp_path: P
     }
     running.wait_for("files.rejected")
     running.kill("s1")
-    running.wait_for("fake.file", 2, process="s1", text=text)
+    running.wait_for("process.restarted", role="steward")
+    running.wait_until(lambda: running.heard("s1").count(["begin"]) == 2, "a steward who begins")
+    assert len(running.log("fake.file", process="s1")) == 1, "what was refused is nothing for newcomers"
     assert len(running.log("files.rejected")) == 1
     running.reload()
     running.kill("w2.0")
