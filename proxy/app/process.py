@@ -42,7 +42,7 @@ def prepare(connections: int) -> int:
     room = connections if hard == resource.RLIM_INFINITY else max(1, (hard - _RESERVED_DESCRIPTORS) // 2)
     if room < connections:
         log.warning("process.few_descriptors", limit=hard, connections=connections, room=room)
-    return min(room, connections)
+    return room
 
 
 def harden() -> None:

@@ -217,6 +217,7 @@ class Meter:
         if rule is None:
             return True
         user, index, now = self._user, rule.index, self._clock()
+        in_debt = rule.rate.debt(user.buckets[index], now) > 0
         if count:
             user.buckets[index] = rule.rate.take(user.buckets[index], now, count)
             user.used[index] += count
@@ -225,7 +226,8 @@ class Meter:
         if rule.rate.debt(user.buckets[index], now) <= 0:
             return True
         self.exhausted = rule.action == "disconnect"
-        reached(rule.limit, rule.action, name=user.name)
+        if not in_debt:  # once for each time
+            reached(rule.limit, rule.action, name=user.name)
         return False
 
     def delay(self) -> float:

@@ -177,7 +177,9 @@ class Engine:
             return
         self._wait, self._trio_descriptor = Wait(self._epoll, trio_descriptor, self), trio_descriptor
         with self._wait.in_place():
-            await trio.sleep_forever()
+            await self._wait.broken.wait()
+        self._wait, self._trio_descriptor = None, UNWATCHED
+        await self._carry_in_a_task()
 
     async def _carry_in_a_task(self) -> None:
         descriptor = self._epoll.fileno()
@@ -189,7 +191,9 @@ class Engine:
     def turn(self) -> None:
         """Carry sessions now, if they have waited for it: called by tasks that are about to be busy themselves."""
         if self._clock() - self.now > _PATIENCE_SECONDS:
-            self.carry()
+            # What this leaves over is the next wait's first; a task that waits would not know of it.
+            while self.carry() and self._wait is None:
+                pass
 
     def carry(self) -> bool:
         """Hand events out until there are none or the budget is used up; gives whether it was."""
@@ -202,6 +206,15 @@ class Engine:
             if self._left:
                 return True
         return False
+
+    @property
+    def left(self) -> bool:
+        """Whether events have been taken that nobody has dealt with yet."""
+        return bool(self._left)
+
+    def hand_out_some(self, events: Events) -> bool:
+        """Call back for these events for a while; gives whether trio's descriptor was among them."""
+        return self.hand_out(events, self._clock() + _BUDGET_SECONDS)
 
     def hand_out(self, events: Events, end: float = math.inf) -> bool:
         """Call back for these events, until it is too late; gives whether trio's descriptor was among them."""

@@ -225,6 +225,11 @@ class Relay(Splice):
         if observer.violation is not None:
             self.say_goodbye(Outcome.PROTOCOL_VIOLATION)
 
+    @property
+    def _may_be_answered(self) -> bool:
+        """Whether an answer of ours would stand between two responses of the backend, as far as can be told."""
+        return self._observer.between_responses or self._observer.state is State.BLIND
+
     def _pump(self) -> None:
         """Go on with what was held, as far as that goes.
 
@@ -236,7 +241,7 @@ class Relay(Splice):
             if self._paused or self._to_client is not None or self._to_backend is not None or observer.waiting:
                 break
             reply = self._reply
-            if reply is not None and observer.state is State.BUSY:
+            if reply is not None and (observer.state is State.BUSY or not self._may_be_answered):
                 break
             self._blocked, self._reply = False, None
             if reply is not None:

@@ -7,7 +7,9 @@ sessions have something to say, trio does not notice.
 
 Invariants. The wait ends as soon as trio has anything to do: its epoll is ready, or the time is over. In the second
 case trio would now wait for as long once more, so it is poked; likewise where a callback may have woken a task
-(`stirred`), since trio has decided before how long to wait.
+(`stirred`), since trio has decided before how long to wait. That trio's epoll is ready is looked at once more after the
+callbacks: of a listener that processes share another may have taken the connection, and trio would wait in vain.
+Whatever is raised in here ends this way of waiting, and not the service: trio would only forget the instrument.
 
 trio's epoll is private. Where a trio keeps it elsewhere, and where another engine of the same run waits in its place
 already, trio_epoll() gives None, and the engine waits in a task as everybody does.
@@ -24,6 +26,10 @@ from typing import Any, Protocol
 import trio
 from trio.lowlevel import RunVar
 
+from proxy.observe.log import get_logger
+
+log = get_logger()
+
 Events = list[tuple[int, int]]
 MOST_EVENTS = 64  # taken at a time
 
@@ -33,12 +39,17 @@ _taken: RunVar[bool] = RunVar("an engine waits in trio's place", default=False)
 class Carrier(Protocol):
     """Whoever waits for the events and deals with them."""
 
+    @property
+    def left(self) -> bool:
+        """Whether events have been taken that nobody has dealt with yet."""
+        ...
+
     def carry(self) -> bool:
         """Deal with what is there, without waiting; gives whether there may be more."""
         ...
 
-    def hand_out(self, events: Events) -> bool:
-        """Deal with these events; gives whether trio's descriptor is among them."""
+    def hand_out_some(self, events: Events) -> bool:
+        """Deal with these events for a while; gives whether trio's descriptor is among them."""
         ...
 
 
@@ -69,25 +80,39 @@ class Wait(trio.abc.Instrument):
         self._token, self._runner = trio.lowlevel.current_trio_token(), _runner()
         self._more = False  # there may be more than has been dealt with
         self.stirred = False  # a callback may have woken a task of trio
+        self.broken = trio.Event()  # this way of waiting has come to its end
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Wait so for as long as the block runs."""
-        self._epoll.register(self._descriptor, select.EPOLLIN)
-        _taken.set(True)
-        trio.lowlevel.add_instrument(self)
-        try:
-            yield
-        finally:
-            trio.lowlevel.remove_instrument(self)
-            _taken.set(False)
-            self._epoll.unregister(self._descriptor)
+        with select.epoll() as only_trio:
+            only_trio.register(self._descriptor, select.EPOLLIN)
+            self._only_trio = only_trio
+            self._epoll.register(self._descriptor, select.EPOLLIN)
+            _taken.set(True)
+            trio.lowlevel.add_instrument(self)
+            try:
+                yield
+            finally:
+                trio.lowlevel.remove_instrument(self)
+                _taken.set(False)
+                self._epoll.unregister(self._descriptor)
 
     def before_io_wait(self, timeout: float) -> None:
         """trio would wait now, for so many seconds at most."""
+        if self.broken.is_set():
+            return
+        try:
+            self._wait(timeout)
+        except Exception:
+            log.exception("relay.wait_failed")
+            self.broken.set()
+            self._poke()
+
+    def _wait(self, timeout: float) -> None:
         self.stirred = False
         waits = timeout > 0 and not self._tests_wait(timeout)
-        if self._more or not waits:  # sessions have their turn, and then trio its own
+        if self._more or self._carrier.left or not waits:  # sessions have their turn, and then trio its own
             self._more = self._carrier.carry()
             if timeout > 0 and (self._more or self.stirred):
                 self._poke()
@@ -96,7 +121,10 @@ class Wait(trio.abc.Instrument):
             return
         end = time.monotonic() + timeout
         while not self.stirred and (left := end - time.monotonic()) > 0:
-            if self._carrier.hand_out(self._epoll.poll(left, MOST_EVENTS)):
+            trio_is_ready = self._carrier.hand_out_some(self._epoll.poll(left, MOST_EVENTS))
+            if self._carrier.left:
+                break
+            if trio_is_ready and self._only_trio.poll(0, 1):
                 return
         self._poke()
 

@@ -99,6 +99,7 @@ class Visit:
         self._shaking_hands = door.tls == "implicit"
         self._tries = Tries(session, house)
         self._drained = False
+        self._queues = False  # for its turn to shake hands
         self._reads = 0
         self._sending = False  # while a send is under way; still True: it was interrupted
         greets = not (self._shaking_hands or self._header_awaited)
@@ -129,10 +130,11 @@ class Visit:
         return Outcome.OK
 
     def drain(self) -> None:
-        """The service is going down: end here, unless a login is under way."""
+        """The service is going down: end here, unless a login is under way; a handshake is finished, to say so."""
         if not self._tries.under_way:
             self._drained = True
-            self.scope.cancel()
+            if not self._shaking_hands:
+                self.scope.cancel()
 
     def overdue(self) -> Outcome:
         """run() was cut short by its scope: why?"""
@@ -140,6 +142,9 @@ class Visit:
             return Outcome.DRAINED
         if self._header_awaited:
             return self._header_failed("no PROXY header came in time")
+        if self._queues:
+            reached("handshakes_at_once", client=self.session.client.host)
+            return Outcome.UNAVAILABLE
         if self._shaking_hands:
             return self._tls_failed("timeout", "handshake not finished in time")
         return Outcome.LOGIN_TIMEOUT
@@ -195,7 +200,9 @@ class Visit:
             self.scope.deadline = min(self._login_deadline, began + patience)
         if not handshakes.try_enter():
             self.scope.deadline = self._login_deadline
+            self._queues = True
             await handshakes.enter()
+            self._queues = False
             turn = trio.current_time()
             in_time = turn - began <= patience
             self.scope.deadline = turn + patience
@@ -209,6 +216,8 @@ class Visit:
         finally:
             handshakes.leave()
         self._shaking_hands, self.session.secure = False, True
+        if self._drained:
+            self.scope.cancel()
         if self.house.introduces and isinstance(self.stream, TlsStream):
             self.session.tls = self.stream.facts()
         self.scope.deadline = self._login_deadline

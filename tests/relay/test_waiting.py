@@ -137,13 +137,14 @@ class Fake:
     """A carrier that has to be asked twice."""
 
     def __init__(self) -> None:
-        self.left = [True, False]
+        self.answers = [True, False]
         self.handed_out: list[int] = []
+        self.left = False
 
     def carry(self) -> bool:
-        return self.left.pop(0)
+        return self.answers.pop(0)
 
-    def hand_out(self, events: waiting.Events) -> bool:
+    def hand_out_some(self, events: waiting.Events) -> bool:
         self.handed_out += [descriptor for descriptor, _ in events]
         return True
 
@@ -153,11 +154,68 @@ async def test_having_dealt_with_what_was_left_it_waits() -> None:
     with one, other, select.epoll() as epoll:
         epoll.register(one, select.EPOLLIN)
         fake = Fake()
-        wait = waiting.Wait(epoll, UNWATCHED, fake)
+        wait = waiting.Wait(epoll, one.fileno(), fake)
+        wait._only_trio = epoll
         wait.before_io_wait(0.0)
         other.send(b"x")
         wait.before_io_wait(NEAR)
-        assert (fake.left, fake.handed_out) == ([], [one.fileno()])
+        assert (fake.answers, fake.handed_out) == ([], [one.fileno()])
+
+
+class Thief(Ear):
+    """A callback that takes what trio was woken for: as another process that shares a listener does."""
+
+    def __init__(self, engine: Engine, stolen: socket.socket) -> None:
+        super().__init__(engine)
+        self._stolen = stolen
+
+    def _hear(self, events: int) -> None:
+        super()._hear(events)
+        self._stolen.recv(1)
+
+
+async def test_what_trio_was_woken_for_may_be_gone() -> None:
+    engine = Engine()
+    mine, other = socket.socketpair()
+    mine.setblocking(False)
+    with mine, other:
+        async with carrying(engine), trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.wait_readable, mine)
+            await trio.testing.wait_all_tasks_blocked()
+            thief = Thief(engine, mine)
+            with ears(engine, 3) as listening:
+                other.send(b"x")
+                thief.theirs.send(b"x")
+                await trio.to_thread.run_sync(time.sleep, 0.05)
+                await in_a_thread(talk, listening, range(2))
+            thief.close()
+            nursery.cancel_scope.cancel()
+
+
+class Broken:
+    """A carrier that the system does not let work."""
+
+    left = False
+
+    def carry(self) -> bool:
+        raise MemoryError
+
+    def hand_out_some(self, events: waiting.Events) -> bool:
+        raise MemoryError
+
+
+async def test_a_wait_that_breaks_is_not_the_end(capfd: pytest.CaptureFixture[str]) -> None:
+    engine = Engine()
+    async with carrying(engine):
+        assert engine._wait is not None
+        engine._wait._carrier = Broken()
+        with ears(engine, 3) as listening:
+            await trio.sleep(0.01)
+            for count in range(1, 3):
+                await in_a_thread(speak, listening)
+                await until_heard(listening, count)
+        assert engine._wait is None
+    assert "relay.wait_failed" in capfd.readouterr().err
 
 
 async def test_a_turn_between_the_steps_of_logins() -> None:
