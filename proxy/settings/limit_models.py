@@ -67,8 +67,8 @@ class ByteRate(Section):
     per: _Period = Field(default=3600.0, description=_PERIOD, json_schema_extra=NEW_SESSIONS)
     action: ByteAction = Field(
         default="delay",
-        description="delay: the session waits, nothing is lost. disconnect: it ends, with BYE unless a response is being "
-        "sent.",
+        description="delay: the session waits, nothing is lost. disconnect: it ends, with BYE unless a response is "
+        "being sent.",
         json_schema_extra=NEW_SESSIONS,
     )
 
