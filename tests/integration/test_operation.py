@@ -78,10 +78,8 @@ def test_connections_per_address(start: Callable[..., tuple[Porter, FakeBackend]
         with Wire.connect(porter.imaps_port, greeting=False) as wire:
             assert wire.rest() == b""
         lines = porter.wait_for_log("connection.refused", 2, limit="connections_per_address", value=3)
-        assert [line["listener"].rpartition(":")[2] for line in lines] == [
-            str(porter.starttls_port),
-            str(porter.imaps_port),
-        ]
+        refused_at = {line["listener"].rpartition(":")[2] for line in lines}
+        assert refused_at == {str(porter.starttls_port), str(porter.imaps_port)}
         assert porter.metrics().total("porter_connections_refused_total", limit="connections_per_address") == 2
         assert held[0].command(b"NOOP")[-1].split()[1] == b"OK", "who is inside stays there"
         gone = held[0].address
