@@ -131,8 +131,10 @@ class Link:
             return
         if lodger.stage == _TRYING and lodger.room <= 0:
             raise Refused(Outcome.LIMIT, "connections_per_user: no room for one more", limit="connections_per_user")
+        # Who counts from here on must count for the next login, whichever worker it comes to.
+        tell = self.tell if lodger.stage == _TRYING else self.tell_lazily
         lodger.stage = _OPENED
-        self.tell_lazily(["confirm", [session.id]])
+        tell(["confirm", [session.id]])
 
     def release(self, session: Session, *, opened: bool) -> None:
         """As session.Registrar."""

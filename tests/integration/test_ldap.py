@@ -402,7 +402,8 @@ def test_a_stale_yes_while_the_directory_is_out(start: Start, slapd: Slapd) -> N
 
 def test_a_changed_password_stops_working(start: Start, slapd: Slapd) -> None:
     positive = 1
-    porter = start(slapd, cache={"positive": f"{positive}s", "negative": "0s", "serve_stale": "1h"})
+    cache = {"positive": f"{positive}s", "negative": "0s", "serve_stale": "1h"}
+    porter = start(slapd, cache=cache, workers=1)  # each remembers for itself
 
     def remembered() -> bool:
         assert log_in(porter, "alice", ALICE).startswith(b"OK")
