@@ -8,6 +8,7 @@ what has moved costs what has moved, however many series there are. All of it ma
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
 from threading import Lock
@@ -54,7 +55,7 @@ class Family:
         self.series: dict[Key, Any] = {}
 
 
-class Series:
+class Series(ABC):
     """One series; or, where there are labels, the door to one for each combination of their values."""
 
     __slots__ = ("_family", "_gone", "_key", "_noted")
@@ -97,15 +98,16 @@ class Series:
             self._noted = False
             return [family.name, [*key], None if self._gone else self._take()]
 
-    def recall_told(self) -> None:
+    def recall_told(self) -> None:  # noqa: B027 - where nothing is overridden there is nothing to do
         """Somebody new listens, who has been told nothing: values are told again. What is counted is not."""
 
+    @abstractmethod
     def reset(self) -> None:
         """Begin anew: what there was belongs to another process."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take(self) -> Any:
-        raise NotImplementedError
+        """What is to be told of it; from here on it counts as told. Under the lock."""
 
     def _note(self) -> None:
         """It has moved; under the lock, before it does."""
