@@ -1,4 +1,5 @@
-"""The steward's ends of the links to all workers: what they ask is answered here, and what one says is passed on.
+"""The steward's ends of the links to all workers: who they are, what they report, and what they ask. News between them
+are passed on by `news`.
 
 Theory of operation. A steward begins by saying hello on every link, with a nonce of his own; a worker answers by a
 report, and by all the sessions that he has. Until all have, or for half a second, nobody is admitted: who is where has
@@ -18,6 +19,7 @@ from typing import Any
 
 import trio
 
+from proxy.app.news import News
 from proxy.app.registry import Registry
 from proxy.app.worker_link import FEW_WAITING, WorkerLink, lodger_of
 from proxy.auth.throttle import Throttle
@@ -33,13 +35,9 @@ from proxy.transport.packets import Message, Packets
 log = get_logger()
 
 HOLD_SECONDS = 0.5  # for reports
-SCRAPE_SECONDS = 0.2  # for the figures of all workers
 DNS_SECONDS = 2.0  # for the first word about backends; workers wait for 3 until they place by themselves
-_MOST_NEWS = 1_000  # where more waits for a worker already, he is told no news of others
-_MOST_GUESTS = 1_000  # of one user, that are looked at
 _PACKETS_PER_TURN = 16
 _IDS_AT_ONCE = 500
-_NEWS_AT_ONCE = 200
 
 _ACCEPTING = metrics.gauge("porter_workers_accepting", "Workers that let clients in.")
 
@@ -54,12 +52,10 @@ class Links:
         self.registry = Registry(settings, self)
         self.version = 0  # of the last view, over all stewards
         self.on_restored: Callable[[], None] = lambda: None
-        self._throttle = throttle
         self._tag_attribute = settings.routing.tags.attribute
         self._links: dict[str, WorkerLink] = {}
+        self.news = News(self._links, self.registry.guests, throttle)
         self._deserted = trio.Event()
-        self._scraping: set[str] = set()  # workers that are asked for their figures
-        self._scraped = trio.Event()
         self._nonce = secrets.token_hex(8)
         self._nursery: trio.Nursery | None = None  # None: not begun
         self._gathering = True
@@ -75,12 +71,12 @@ class Links:
             "release": self._release,
             "give_up": self._give_up,
             "failed": self._failed,
-            "metrics": self._merge,
-            "wrong": self._learn,
-            "known": self._learn,
-            "used": self._pass_on_used,
+            "metrics": self.news.counted,
+            "wrong": self.news.tried,
+            "known": self.news.tried,
+            "used": self.news.used,
             "accepting": self._note_accepting,
-            "scraped": self._note_scraped,
+            "scraped": self.news.scraped,
             "report": self._take_report,
             "lodgers": self._take_lodgers,
             "reported": self._take_reported,
@@ -143,17 +139,6 @@ class Links:
                 seconds=round(trio.current_time() - began, 3),
             )
             await trio.sleep_forever()
-
-    async def refresh(self) -> None:
-        """Have the workers tell what they have counted until now; who does not soon is not waited for."""
-        if not self._scraping:
-            self._scraping, self._scraped = set(self._links), trio.Event()
-            for link in self._links.values():
-                link.post(["scrape"], _MOST_NEWS)
-        if self._scraping:
-            with trio.move_on_after(SCRAPE_SECONDS):
-                await self._scraped.wait()
-            self._scraping.clear()
 
     async def deserted(self) -> None:
         """Wait until no worker is left."""
@@ -295,18 +280,11 @@ class Links:
         self.registry.ledger.restore(there)
         for link in links:
             if not link.shown:
-                self._tell_failures(link)
+                self.news.tell_failures(link)
             link.lodgers = []
             self.version = max(self.version, link.shown + 1)  # whatever he has seen is older than what he is shown
             self._all_shown = False
         return len(there)
-
-    def _tell_failures(self, link: WorkerLink) -> None:
-        """He is new, and nobody must have more tries for that."""
-        wrong, known = self._throttle.failures()
-        for kind, news in (("wrong", wrong), ("known", known)):
-            for start in range(0, len(news), _NEWS_AT_ONCE):
-                link.post([kind, *news[start : start + _NEWS_AT_ONCE]], _MOST_NEWS)
 
     def _open(self) -> None:
         """Answer those who have asked meanwhile, and everybody from now on."""
@@ -409,43 +387,9 @@ class Links:
             _, backend, name, problem, reached, *_ = message
             self.registry.failed(backend, name, problem, reached=reached)
 
-    def _note_scraped(self, link: WorkerLink, message: Message) -> None:
-        self._scraping.discard(link.name)
-        if not self._scraping:
-            self._scraped.set()
-
     def _note_accepting(self, link: WorkerLink, message: Message) -> None:
         link.accepting = message[1] is True
         _ACCEPTING.set(self.accepting)
-
-    # --- what concerns others ---
-
-    def _merge(self, link: WorkerLink, message: Message) -> None:
-        changes = message[1]
-        METRICS.merge(link.name, changes)
-        for change in changes:
-            match change:
-                case ["porter_backend_logins_waiting", [str(backend)], waiting, *_]:
-                    link.logins_waiting[backend] = waiting or 0
-
-    def _learn(self, link: WorkerLink, message: Message) -> None:
-        """Somebody failed to log in, or did: all workers count alike."""
-        for other in self._links.values():
-            if other is not link:
-                other.post(message, _MOST_NEWS)
-        learn = self._throttle.learn_wrong if message[0] == "wrong" else self._throttle.learn_known
-        learn(message[1:])
-
-    def _pass_on_used(self, link: WorkerLink, message: Message) -> None:
-        """What users have used of what is limited, for those who have sessions of theirs too."""
-        shares: dict[str, dict[str, Any]] = {}
-        for name, used in message[1].items():
-            workers = {guest.worker for guest in self.registry.guests.named(name, _MOST_GUESTS)}
-            for worker in workers - {link.name}:
-                shares.setdefault(worker, {})[name] = used
-        for worker, share in shares.items():
-            if (other := self._links.get(worker)) is not None:
-                other.post(["used", share], _MOST_NEWS)
 
 
 def _refuse_by_mistake(link: WorkerLink, question: int) -> None:

@@ -235,7 +235,7 @@ class Steward:
         """Metrics, health, administrators, Postfix."""
         place = self._place
         if place.metrics is not None:
-            await nursery.start(serve_http, metrics_app(refresh=self.links.refresh), place.metrics)
+            await nursery.start(serve_http, metrics_app(refresh=self.links.news.refresh), place.metrics)
         if place.admin is not None:
             await nursery.start(serve_http, health_app(self._readiness), place.admin)
         if place.admin_socket is not None:

@@ -13,7 +13,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from proxy.app import links as links_module
-from proxy.app import worker_link
+from proxy.app import news, worker_link
 from proxy.app.links import HOLD_SECONDS, Links
 from proxy.auth.throttle import Throttle
 from proxy.observe import metrics
@@ -333,7 +333,7 @@ async def test_a_worker_that_does_not_read_holds_up_nobody(
 ) -> None:
     monkeypatch.setattr(worker_link, "MOST_WAITING", 50)
     monkeypatch.setattr(worker_link, "FEW_WAITING", 10)
-    monkeypatch.setattr(links_module, "_MOST_NEWS", 40)
+    monkeypatch.setattr(news, "_MOST_NEWS", 40)
     monkeypatch.setattr(links_module, "FEW_WAITING", 10)
     monkeypatch.setattr(worker_link.WorkerLink.post, "__defaults__", (50,))
     deaf, other = FakeWorker("w1.0"), FakeWorker("w1.1")
@@ -454,6 +454,53 @@ async def test_a_worker_may_report_once_more(begin: Begin) -> None:
     worker.release("s1", "s2")
     await worker.overhear()
     assert (len(links.registry.guests), len(links.registry.ledger)) == (0, 0)
+
+
+async def test_whoever_reports_once_more_knows_best(begin: Begin) -> None:
+    """While the steward was silent one session ended, one was placed elsewhere, and one answer is not read yet."""
+    worker = FakeWorker()
+    links = await begin(worker)
+    nonce = links._nonce
+    home = await worker.admit("s1", "ann")
+    elsewhere = {"d1": "d2", "d2": "d1"}[home]
+    await worker.admit("s2", "bob")
+    worker.confirm("s1", "s2")
+    await worker.admit("s3", "cid")
+    about = {"index": 0, "generation": 1, "pid": 1, "accepting": True}
+    worker.tell(["report", nonce, links.version, None, about])
+    worker.tell(["lodgers", nonce, [lodger("s1", "ann", elsewhere)]])
+    worker.tell(["reported", nonce])
+    await worker.overhear()
+    assert {guest.id for guest in links.registry.guests} == {"s1", "s3"}
+    assert await worker.admit("s4", "ann") == elsewhere, "one user, one backend"
+    worker.release("s1", "s3", "s4")
+    await worker.overhear()
+    assert (len(links.registry.guests), len(links.registry.ledger)) == (0, 0)
+
+
+async def test_figures_are_asked_for_when_somebody_looks(begin: Begin, autojump_clock: MockClock) -> None:
+    one, silent = FakeWorker("w1.0"), FakeWorker("w1.1")
+    links = await begin(one, silent)
+    before = figure("porter_users_divided_total")
+    looked = []
+
+    async def look() -> None:
+        await links.news.refresh()
+        looked.append(figure("porter_users_divided_total") - before)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        nursery.start_soon(look)
+        await one.hear("scrape")
+        one.tell(["metrics", [["porter_users_divided_total", [], 3]]], ["scraped"])
+        await silent.hear("scrape")
+        assert looked == []
+    assert looked == [3, 3], "who does not answer is not waited for"
+    silent.die()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await one.hear("scrape")
+        one.tell(["scraped"])
 
 
 async def test_users_at_two_backends_are_brought_together(begin: Begin) -> None:
