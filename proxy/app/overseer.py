@@ -14,7 +14,6 @@ import trio
 from proxy.admin.socketmap import lmtp_endpoint
 from proxy.app.registry import Registry
 from proxy.backends.discovered import Found
-from proxy.backends.discovery import Discovery
 from proxy.backends.monitor import Monitor
 from proxy.backends.pool import Pool
 from proxy.ledger.host import know_backends
@@ -67,8 +66,11 @@ class Overseer:
         self._registry = registry
         self._pool = pool
         self._monitor = Monitor(pool, settings.backends.health, self._checked)
-        found = settings.backends.discovery
-        self._discovery = None if found is None else Discovery(found, self._found, pinned=settings.backends.pins_names)
+        self._discovery = None
+        if (found := settings.backends.discovery) is not None:
+            from proxy.backends.discovery import Discovery  # sources.import_rooms says why here
+
+            self._discovery = Discovery(found, self._found, pinned=settings.backends.pins_names)
         self._informed = trio.Event()
         self.on_change: Callable[[], None] = lambda: None  # something may be worth telling other processes
         registry.cluster.on_event = self._happened

@@ -11,8 +11,8 @@ import pwd
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from proxy.app.sources import import_rooms
 from proxy.auth.file import MAX_BYTES, Users, read_users
-from proxy.auth.ldap.source import ldap_source
 from proxy.auth.names import NameRules
 from proxy.outcome import Refused
 from proxy.settings.loader import MAX_BYTES as MAX_SETTINGS_BYTES
@@ -29,6 +29,7 @@ def preflight(settings: Settings, config: Path) -> None:
     Raises:
         SettingsError: With every mistake, file by file.
     """
+    import_rooms(settings)
     rules = NameRules(settings.names)
     files = dict.fromkeys(source.file.path for source in settings.identity if source.file is not None)
     mistakes = [*_ldap_mistakes(settings, config, rules), *_override_mistakes(settings, config, rules)]
@@ -56,6 +57,8 @@ def _ldap_mistakes(settings: Settings, config: Path, rules: NameRules) -> Iterat
     for index, source in enumerate(settings.identity):
         if source.ldap is None:
             continue
+        from proxy.auth.ldap.source import ldap_source
+
         try:
             ldap_source(source.ldap, rules).close()
         except ValueError as exc:

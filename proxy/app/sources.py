@@ -1,20 +1,22 @@
-"""From the settings' identity sources to those that are asked."""
+"""From the settings' identity sources to those that are asked.
+
+What a kind of source needs is imported where the settings name one: ldap3, httpx and dnspython are 13 MiB that each
+process would carry for nobody. preflight() does so before the first fork, so that all share them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
 from proxy.auth.authenticator import Authenticator
 from proxy.auth.cache import cached
 from proxy.auth.file import FileSource
-from proxy.auth.http import HttpSource
-from proxy.auth.ldap.source import ldap_source
 from proxy.auth.names import NameRules
-from proxy.auth.oauth.source import OAuthSource
 from proxy.auth.passthrough import PassthroughSource
 from proxy.auth.passwords import PasswordVerifier
 from proxy.auth.source import IdentitySource
@@ -22,7 +24,18 @@ from proxy.session.mechanisms import Mechanisms
 from proxy.settings.models import IdentitySource as SourceSettings
 from proxy.settings.models import Settings
 
+_ROOMS = {"ldap": "proxy.auth.ldap.source", "oauth": "proxy.auth.oauth.source", "http": "proxy.auth.http"}
 NO_USERS: Mapping[Path, bytes] = MappingProxyType({})
+
+
+def import_rooms(settings: Settings) -> None:
+    """Import what these settings need and others do not; to be called before processes are forked."""
+    kinds = {given.kind for given in settings.identity}
+    for kind, room in _ROOMS.items():
+        if kind in kinds:
+            import_module(room)
+    if settings.backends.discovery is not None:
+        import_module("proxy.backends.discovery")
 
 
 def sources_for(settings: Settings, rules: NameRules, users: Mapping[Path, bytes] = NO_USERS) -> list[IdentitySource]:
@@ -42,10 +55,16 @@ def sources_for(settings: Settings, rules: NameRules, users: Mapping[Path, bytes
         if given.file is not None:
             sources.append(FileSource(given.file.path, rules, verifier, name, users.get(given.file.path)))
         elif given.ldap is not None:
+            from proxy.auth.ldap.source import ldap_source
+
             sources.append(ldap_source(given.ldap, rules, name))
         elif given.oauth is not None:
+            from proxy.auth.oauth.source import OAuthSource
+
             sources.append(OAuthSource(given.oauth, rules, name))
         elif given.http is not None:
+            from proxy.auth.http import HttpSource
+
             sources.append(HttpSource(given.http, rules, name))
         else:
             sources.append(PassthroughSource(tokens=settings.backends.login.method == "token"))
@@ -66,7 +85,7 @@ def mechanisms_for(settings: Settings, authenticator: Authenticator, sources: Se
     issuers = [given.oauth for given in settings.identity if given.oauth is not None]
     scopes = dict.fromkeys(scope for issuer in issuers for scope in issuer.scopes)
     # One client can be told of one issuer: the first.
-    found = [source.openid_configuration for source in sources if isinstance(source, OAuthSource)]
+    found = [getattr(source, "openid_configuration", None) for source in sources]  # sources of tokens have one
     configuration = next((url for url in found if url), "")
     return Mechanisms(authenticator.mechanisms, scopes=" ".join(scopes), openid_configuration=configuration)
 

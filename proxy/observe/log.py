@@ -19,11 +19,16 @@ from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, cast
 
-import structlog
-
 from proxy.observe import metrics
 from proxy.observe.render import ConsoleRenderer, JsonRenderer, Renderer, one_line_traceback
 from proxy.observe.sink import DirectSink, LogSink, Sink
+
+# structlog takes rich along where it finds it, for tracebacks that we never show: 4 MiB in each process.
+_rich = sys.modules.setdefault("rich", cast(Any, None))
+import structlog  # noqa: E402
+
+if _rich is None:
+    del sys.modules["rich"]
 
 Format = Literal["json", "console"]
 Level = Literal["debug", "info", "warning", "error"]
