@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NoReturn
 
+from proxy.app.memory import give_back
 from proxy.app.process import become, drop_capabilities, harden, set_name
 from proxy.observe.log import configure, get_logger, restore
 from proxy.observe.metrics import METRICS
@@ -148,6 +149,7 @@ def settle_memory() -> None:
     """Before forks: what there is now lives as long as the master, and no collector need look at it in any child."""
     gc.unfreeze()
     gc.collect()
+    give_back()
     gc.freeze()
 
 
