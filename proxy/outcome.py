@@ -32,6 +32,8 @@ class Outcome(StrEnum):
     TRY_LIMIT = "try_limit"
     DRAINED = "drained"
     MOVED = "moved"
+    KICKED = "kicked"
+    WORKER_LOST = "worker_lost"  # its process is gone, which cannot tell any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ FAREWELLS: dict[Outcome, bytes] = {
     Outcome.BACKEND_CLOSED: b"* BYE [UNAVAILABLE] Mail server connection lost; please reconnect.\r\n",
     Outcome.DRAINED: b"* BYE Server is going down for maintenance; please reconnect.\r\n",
     Outcome.MOVED: b"* BYE Your mailbox is being moved to another server; please reconnect.\r\n",
+    Outcome.KICKED: b"* BYE Disconnected by the administrator.\r\n",
     Outcome.LIMIT: b"* BYE [LIMIT] A limit is reached; try again later.\r\n",
     Outcome.UNAVAILABLE: b"* BYE [UNAVAILABLE] Temporarily unavailable; try again later.\r\n",
     Outcome.SERVER_BUG: b"* BYE [SERVERBUG] Internal error.\r\n",

@@ -1,154 +1,191 @@
-"""The administrator's API, on a unix socket: who may open it may do everything, and every change says why.
+"""The administrators' API, made from the table of verbs; on a unix socket, and on an address for those with a token.
 
-GET /v1/backends              {"backends": [...]}
-GET /v1/route/NAME            where a user goes, and why
-POST /v1/backends/NAME        {"state": "up|drain|down"} or {"weight": n}, "over_seconds", "reason"
-                              {"before": {...}, "after": {...}, "warning": "..."}, "": nothing to warn of
-GET /v1/status                {"version", "generation", "last_reload", "processes": [...]}
-POST /v1/reload               {"reloaded": "..."}, what changed; 409 where the settings are as they were, for mistakes
-                              or because new processes did not begin
-
-What cannot be done is {"problem": "..."} with a status of 4xx, or 503 where something that is asked is out.
+Whoever looks on asks with GET, and a change is POSTed as JSON with its reason. What cannot be done is
+{"problem": "..."} with a status of 4xx, or 503 where something that is asked is out. See docs/admin-api.md.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection
-from contextlib import aclosing
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
+import trio
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
-from proxy.admin.commands import (
-    Change,
-    House,
-    NoSuchBackend,
-    NotReloaded,
-    NowhereToMove,
-    UnusableChange,
-    carry_out,
-    reload,
-)
-from proxy.admin.http import MIDDLEWARE
-from proxy.observe.log import get_logger
+from proxy.admin.commands import House, NotPossible, NotThere, carry_out
+from proxy.admin.console import console_routes
+from proxy.admin.events import Hub, Kind, TooManyReaders
+from proxy.admin.guard import MAX_BODY_BYTES, AddressGuard, Answer, Caller, PeerGuard, Why, body_of, problem
+from proxy.admin.http import MIDDLEWARE, Readiness, health_routes
+from proxy.admin.openapi import openapi_document
+from proxy.admin.questions import Question
+from proxy.admin.tokens import Tokens
+from proxy.admin.verbs import EVENTS_PATH, EVENTS_SUBPROTOCOL, VERBS, Role, Unusable, Verb
 from proxy.outcome import Outcome, Refused
 
-log = get_logger()
-
-MAX_BODY_BYTES = 4096
-
-
-class _ForUsers:
-    """Whoever connects has to be one of these users of the machine.
-
-    The socket's mode says the same; default ACLs of its folder, or a chmod, could have said more.
-    """
-
-    def __init__(self, app: ASGIApp, uids: Collection[int]) -> None:
-        self._app = app
-        self._uids = uids
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the application's own start and end, and websockets, which it has none of
-            await self._app(scope, receive, send)
-            return
-        uid = scope["state"].get("peer_uid")
-        if uid in self._uids:
-            await self._app(scope, receive, send)
-        else:
-            log.warning("admin.refused", uid=uid)
-            await _problem(403, "only root and the user whom the proxy runs as may ask")(scope, receive, send)
+# Of all readers together: beyond this they are told of losses. It bounds what looking on takes from logins.
+MAX_EVENTS_PER_SECOND = 1000
+_NO_DATA = 1003  # RFC 6455 §7.4.1: data that cannot be accepted
 
 
-def admin_app(house: House, uids: Collection[int]) -> Starlette:
-    """The API.
+class _TooLarge(Exception):
+    """The body is."""
+
+
+def local_app(house: House, uids: Collection[int]) -> Starlette:
+    """The API for users of this machine.
 
     Args:
         house: What answers.
-        uids: Users of this machine who may ask; of others even requests that change nothing are refused.
+        uids: Those who may ask, and do everything; of others even requests that change nothing are refused.
     """
+    return _app(api_routes(house), Middleware(PeerGuard, uids=frozenset(uids)))
 
-    async def show_backends(_request: Request) -> Response:
-        return _Answer({"backends": [asdict(view) for view in house.backends()]})
 
-    async def show_route(request: Request) -> Response:
+def address_app(
+    house: House,
+    ready: Readiness,
+    tokens: Tokens,
+    *,
+    hosts: Collection[str] = (),
+    origins: Collection[str] = (),
+) -> Starlette:
+    """The API for whoever can connect and has a token; the console, whose files need none; health, for everybody.
+
+    Args:
+        house: What answers.
+        ready: As health_routes() has it.
+        tokens: Who may ask.
+        hosts: Further values of Host that are answered.
+        origins: Further origins of pages that may ask.
+    """
+    guard = Middleware(AddressGuard, tokens=tokens, hosts=hosts, origins=origins)
+    return _app([*api_routes(house), *health_routes(ready), *console_routes()], guard)
+
+
+def api_routes(house: House) -> list[BaseRoute]:
+    """All verbs, and the events."""
+    routes: list[BaseRoute] = [
+        # A name may hold slashes, and they are quoted: the path is had with the quotes undone.
+        Route(verb.path.replace("}", ":path}"), _endpoint(house, verb), methods=[verb.method], name=verb.name)
+        for verb in VERBS.values()
+    ]
+    return [*routes, WebSocketRoute(EVENTS_PATH, _events(house.hub))]
+
+
+def _app(routes: Sequence[BaseRoute], guard: Middleware) -> Starlette:
+    return Starlette(
+        routes=routes, middleware=[*MIDDLEWARE, guard], exception_handlers={HTTPException: _show_http_problem}
+    )
+
+
+async def _show_http_problem(_request: Request, exc: Exception) -> Response:
+    """No such path, or another method."""
+    assert isinstance(exc, HTTPException)
+    headers = None if exc.headers is None else dict(exc.headers)
+    return problem(exc.status_code, exc.detail, headers)
+
+
+# --- verbs ---
+
+
+def _endpoint(house: House, verb: Verb) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        caller: Caller = request.state.caller
+        if not caller.role.may(verb.role):
+            request.state.refusals.note(Why.ROLE, request.scope, caller=caller.name)
+            return problem(403, f"{caller.name} is a {caller.role}, and this is for an {verb.role}")
         try:
-            return _Answer(dict(await house.route(request.path_params["name"])))
+            question = await _question(verb, request)
+            return Answer(dict(await _answer(house, verb, question, caller)))
+        except ClientDisconnect:
+            return problem(400, "the body ended early")  # should somebody still read it
+        except _TooLarge:
+            return problem(413, f"the body is larger than {MAX_BODY_BYTES} octets")
+        except Unusable as exc:
+            return problem(400, str(exc))
+        except NotThere as exc:
+            return problem(404, str(exc))
+        except NotPossible as exc:
+            return problem(409, str(exc))
         except Refused as refusal:
             status = 503 if refusal.outcome is Outcome.UNAVAILABLE else 422
-            return _problem(status, refusal.detail or str(refusal))
+            return problem(status, refusal.detail or str(refusal))
 
-    async def change_backend(request: Request) -> Response:
+    return answer
+
+
+async def _question(verb: Verb, request: Request) -> Question:
+    if verb.method == "GET":
+        return verb.read_query({**request.query_params, **request.path_params})
+    body = await body_of(request)
+    if body is None:
+        raise _TooLarge
+    return verb.read_body(body)
+
+
+async def _answer(house: House, verb: Verb, question: Question, caller: Caller) -> Any:
+    if verb.name == "openapi":
+        return openapi_document()
+    if verb.name == "status":
+        told = await house.look(verb.name, question)
+        return {**told, "caller": {"name": caller.name, "role": caller.role}}
+    if verb.method == "GET":
+        return await house.look(verb.name, question)
+    return await carry_out(house, verb, question, caller)
+
+
+# --- events ---
+
+
+def _events(hub: Hub) -> Callable[[WebSocket], Awaitable[None]]:
+    async def tell(websocket: WebSocket) -> None:
         try:
-            body = await _body(request)
-        except ClientDisconnect:
-            return _problem(400, "the body ended early")  # should somebody still read it
-        if body is None:
-            return _problem(413, f"the body is larger than {MAX_BODY_BYTES} octets")
+            kinds = _kinds(websocket.query_params.get("kinds"), websocket.state.caller)
+        except Unusable as exc:
+            await websocket.send_denial_response(problem(400, str(exc)))
+            return
+        except PermissionError as exc:
+            websocket.state.refusals.note(Why.ROLE, websocket.scope, caller=websocket.state.caller.name)
+            await websocket.send_denial_response(problem(403, str(exc)))
+            return
         try:
-            change = Change.read(_object(body))
-            made = carry_out(house, request.path_params["name"], change, request.state.peer_uid)
-        except UnusableChange as exc:
-            return _problem(400, str(exc))
-        except NoSuchBackend as exc:
-            return _problem(404, str(exc))
-        except NowhereToMove as exc:
-            return _problem(409, str(exc))
-        return _Answer(asdict(made))
+            with hub.subscribe(kinds, websocket.state.caller.name) as reader, websocket.state.stay():
+                offered = websocket.scope.get("subprotocols", ())
+                await websocket.accept(EVENTS_SUBPROTOCOL if EVENTS_SUBPROTOCOL in offered else None)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_until_it_leaves, websocket, nursery.cancel_scope)
+                    async for event in reader:
+                        await websocket.send_text(event.text)
+                        await trio.sleep((len(hub) - 1) / MAX_EVENTS_PER_SECOND)
+        except TooManyReaders as exc:
+            await websocket.send_denial_response(problem(503, str(exc)))
 
-    async def show_status(_request: Request) -> Response:
-        return _Answer(dict(house.status()))
-
-    async def reload_settings(request: Request) -> Response:
-        try:
-            return _Answer({"reloaded": await reload(house, request.state.peer_uid)})
-        except NotReloaded as exc:
-            return _problem(409, str(exc))
-
-    routes = [
-        Route("/v1/status", show_status),
-        Route("/v1/reload", reload_settings, methods=["POST"]),
-        Route("/v1/backends", show_backends),
-        Route("/v1/route/{name:path}", show_route),
-        Route("/v1/backends/{name:path}", change_backend, methods=["POST"]),
-    ]
-    return Starlette(routes=routes, middleware=[*MIDDLEWARE, Middleware(_ForUsers, uids=frozenset(uids))])
+    return tell
 
 
-class _Answer(JSONResponse):
-    """JSON in ASCII: a name may hold what UTF-8 cannot spell."""
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, separators=(",", ":")).encode("ascii")
-
-
-def _problem(status: int, text: str) -> Response:
-    return _Answer({"problem": text}, status_code=status)
-
-
-async def _body(request: Request) -> bytes | None:
-    """The body; None: it is too large."""
-    body = bytearray()
-    async with aclosing(request.stream()) as chunks:
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                return None
-    return bytes(body)
-
-
-def _object(body: bytes) -> dict[str, Any]:
+def _kinds(wanted: str | None, caller: Caller) -> frozenset[Kind]:
+    """Raises: Unusable: There is no such kind. PermissionError: The caller may not read one."""
+    if wanted is None:
+        return frozenset(Kind) - (frozenset() if caller.role is Role.OPERATOR else {Kind.TRACE})
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise UnusableChange("the body is no JSON") from None
-    if not isinstance(document, dict):
-        raise UnusableChange("the body is no JSON object")
-    return document
+        kinds = frozenset(map(Kind, wanted.split(",")))
+    except ValueError:
+        raise Unusable(f"kinds: expected some of {','.join(Kind)}") from None
+    if Kind.TRACE in kinds and not caller.role.may(Role.OPERATOR):
+        raise PermissionError(f"{caller.name} is a {caller.role}, and traces are for an {Role.OPERATOR}")
+    return kinds
+
+
+async def _until_it_leaves(websocket: WebSocket, life: trio.CancelScope) -> None:
+    """Readers have nothing to say."""
+    message = await websocket.receive()
+    if message["type"] != "websocket.disconnect":
+        await websocket.close(_NO_DATA)
+    life.cancel()

@@ -1,62 +1,40 @@
-"""What administrators may ask of a running proxy: one table of verbs for every door, and what the house answers.
+"""What the house answers administrators: those who look on, and those who change something.
 
-A change is something of one backend, with a reason. It leaves one line in the log, `admin.changed`, and lasts until the
-proxy starts again.
+Every change has a reason and leaves three traces: a line in the log, `admin.changed`, a count, and an event for whoever
+reads the kind `audit`. What was refused leaves none of them. Changes of backends last until the proxy starts anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
+from proxy.admin import questions
+from proxy.admin.events import Hub, Kind
+from proxy.admin.guard import Caller
+from proxy.admin.questions import Question
+from proxy.admin.verbs import CHANGES, Verb
 from proxy.observe import metrics
-from proxy.observe.log import get_logger
+from proxy.observe.log import Level, get_logger
 from proxy.routing.view import of_pool
 from proxy.settings.models import State
 
 log = get_logger()
 
-MAX_WEIGHT = 1000
-MAX_OVER_SECONDS = 86400.0
-MAX_REASON_CHARACTERS = 200
+_CHANGES = metrics.counter("porter_admin_changes_total", "Changes that administrators made.", verb=CHANGES)
+_STATES: Mapping[str, State] = {"drain": "drain", "undrain": "up", "down": "down"}
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """A change that may be asked for."""
-
-    key: Literal["state", "weight"]  # what of a backend it changes
-    state: State | None = None  # to what; None: whoever asks says it
+class NotThere(Exception):
+    """There is nothing of that name. The text is for whoever asked."""
 
 
-VERBS: Mapping[str, Verb] = MappingProxyType(
-    {
-        "drain": Verb("state", "drain"),
-        "undrain": Verb("state", "up"),
-        "down": Verb("state", "down"),
-        "weight": Verb("weight"),
-    }
-)
-_VERB_OF_STATE = {verb.state: name for name, verb in VERBS.items() if verb.state is not None}
-
-_CHANGES = metrics.counter("porter_admin_changes_total", "Changes that administrators made.", verb=VERBS)
+class NotPossible(Exception):
+    """It makes sense, and cannot be done as things are. The text is for whoever asked."""
 
 
-class UnusableChange(ValueError):
-    """What was asked for is none of the table, or lacks its reason. The text is for whoever asked."""
-
-
-class NoSuchBackend(Exception):
-    """There is no backend of that name. The text is for whoever asked."""
-
-
-class NowhereToMove(Exception):
-    """Users would have to leave a backend, and no other takes them. The text is for whoever asked."""
-
-
-class NotReloaded(Exception):
+class NotReloaded(NotPossible):
     """The settings were not taken over: mistakes, one a line, or what else went wrong. All goes on as before."""
 
 
@@ -88,18 +66,32 @@ class BackendView:
 
 
 class House(Protocol):
-    """What the running proxy is to the administrator's door. A backend is named as `backends` names it."""
+    """What the running proxy is to the administrators' doors. A backend is named as `backends` names it.
+
+    Whatever takes somebody's name takes it as he spells it, and raises Refused where it is none.
+    """
+
+    hub: Hub
+
+    async def look(self, verb: str, question: Any) -> Mapping[str, Any]:
+        """What a verb answers that changes nothing, as `answers` describes it; `question` is of the verb's type.
+
+        Raises:
+            NotThere: What is asked for.
+            Refused: The name is none, nobody knows it, or a source that would is out.
+        """
+        ...
+
+    async def find_name(self, spelled: str) -> tuple[str, bool]:
+        """The name under which somebody has sessions, however he spells it, and whether a source knows it.
+
+        Raises:
+            Refused: It is no name.
+        """
+        ...
 
     def backends(self) -> Sequence[BackendView]:
         """Every backend, in the order to be shown."""
-        ...
-
-    async def route(self, name: str) -> Mapping[str, Any]:
-        """What `placement.route_document` makes of a name, as somebody spelled it.
-
-        Raises:
-            Refused: The name is none, nobody knows it, or a source that would is out.
-        """
         ...
 
     def set_state(self, backend: str, state: State) -> None:
@@ -114,16 +106,39 @@ class House(Protocol):
         """Begin to move the users who have sessions there, one after the other within so long."""
         ...
 
-    def status(self) -> Mapping[str, Any]:
-        """The proxy's processes: `version`, `generation`, `last_reload` and `processes`, so far as they are known."""
+    def kick(self, whom: questions.Kick) -> int:
+        """End sessions; gives how many. Raises NotThere: there is no such session."""
+        ...
+
+    def move(self, order: questions.Move, by: str) -> int:
+        """Have a user live elsewhere; gives how many of his sessions will move."""
+        ...
+
+    def hold(self, order: questions.Hold, by: str) -> int:
+        """Keep a user out; gives how many of his sessions will end."""
+        ...
+
+    def release(self, user: str) -> tuple[bool, str | None]:
+        """Undo both; gives whether he was held, and where he was moved to. Raises NotThere: neither."""
         ...
 
     async def reload(self) -> str:
-        """Have the settings read anew; gives what changed.
+        """Have the settings read anew; gives what changed. Raises NotReloaded: they are as they were."""
+        ...
 
-        Raises:
-            NotReloaded: They are as they were.
+    def set_log_level(self, level: Level) -> Level:
+        """Have all processes log so much; gives the level before."""
+        ...
+
+    def trace(self, user: str, seconds: float) -> tuple[str, float]:
+        """Have a user's protocol lines published; gives the trace's id and its end, Unix time.
+
+        Raises NotPossible: there are too many traces.
         """
+        ...
+
+    def untrace(self, trace: str) -> None:
+        """End a trace. Raises NotThere: there is none of that id."""
         ...
 
 
@@ -131,115 +146,158 @@ class House(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One change of one backend."""
-
-    verb: str  # of VERBS
-    value: State | int
-    reason: str
-    over_seconds: float | None = None  # drain: users with sessions move within so long; None: they stay
-
-    @classmethod
-    def make(cls, verb: str, reason: str, *, weight: int | None = None, over_seconds: float | None = None) -> Change:
-        """A change by its verb.
-
-        Raises:
-            UnusableChange: It is out of bounds, or nobody says why.
-        """
-        value: State | int | None = VERBS[verb].state if VERBS[verb].state is not None else weight
-        if isinstance(value, int) and not 0 <= value <= MAX_WEIGHT:
-            raise UnusableChange(f"weight: expected a number between 0 and {MAX_WEIGHT}")
-        if over_seconds is not None and verb != "drain":
-            raise UnusableChange("over_seconds: belongs to the state drain")
-        if over_seconds is not None and not 0 <= over_seconds <= MAX_OVER_SECONDS:
-            raise UnusableChange(f"over_seconds: expected a number between 0 and {MAX_OVER_SECONDS:g}")
-        if not reason.strip() or len(reason) > MAX_REASON_CHARACTERS:
-            raise UnusableChange(f"reason: expected 1 to {MAX_REASON_CHARACTERS} characters that say why")
-        assert value is not None
-        return cls(verb, value, reason.strip(), over_seconds)
-
-    @classmethod
-    def read(cls, document: Mapping[str, Any]) -> Change:
-        """The change that as_document() spelled, from whoever.
-
-        Raises:
-            UnusableChange: There is a mistake in it.
-        """
-        if unknown := document.keys() - {"state", "weight", "over_seconds", "reason"}:
-            raise UnusableChange(f"unknown: {', '.join(sorted(unknown))}; known: state, weight, over_seconds, reason")
-        state, weight = document.get("state"), document.get("weight")
-        over_seconds, reason = document.get("over_seconds"), document.get("reason")
-        if (state is None) == (weight is None):
-            raise UnusableChange("expected either state or weight")
-        if state is not None and (not isinstance(state, str) or state not in _VERB_OF_STATE):
-            raise UnusableChange(f"state: expected one of {', '.join(sorted(map(str, _VERB_OF_STATE)))}")
-        if weight is not None and type(weight) is not int:
-            raise UnusableChange("weight: expected a whole number")
-        if over_seconds is not None and type(over_seconds) not in (int, float):
-            raise UnusableChange("over_seconds: expected a number of seconds, or null")
-        if not isinstance(reason, str):
-            raise UnusableChange("reason: missing; say why, for the log")
-        verb = "weight" if state is None else _VERB_OF_STATE[state]
-        return cls.make(verb, reason, weight=weight, over_seconds=over_seconds)
-
-    def as_document(self) -> dict[str, Any]:
-        """As it is sent."""
-        return {VERBS[self.verb].key: self.value, "over_seconds": self.over_seconds, "reason": self.reason}
-
-
-@dataclass(frozen=True, slots=True)
 class Made:
-    """A change that was made: the backend before and after."""
+    """A change that was made."""
 
-    before: BackendView
-    after: BackendView
-    warning: str  # what it does to users, where that may not be what is wanted; "": there is nothing to warn of
+    done: Mapping[str, Any]  # for whoever asked
+    old: State | int | str | None = None  # for the log, where something has another value than before
+    new: State | int | str | None = None
+    sessions: int | None = None  # that end or move
+    warning: str = ""  # what it does to users, where that may not be what is wanted; "": there is nothing to warn of
 
 
-def carry_out(house: House, backend: str, change: Change, uid: int) -> Made:
-    """Make a change and write down who made it.
+async def carry_out(house: House, verb: Verb, question: Question, caller: Caller) -> dict[str, Any]:
+    """Make a change, and write down who made it and why.
 
-    Args:
-        uid: The user of this machine who asks.
+    Returns:
+        `done` and `warning`, for whoever asked.
     Raises:
-        NoSuchBackend: There is none of that name.
-        NowhereToMove: Its users should move, and no other backend takes them. Nothing is changed.
+        NotThere, NotPossible, Refused: Nothing is changed, and nothing written down.
     """
-    before = _view(house, backend)
-    nowhere = _nowhere_else(house, before) if change.value in ("drain", "down", 0) else ""
-    if nowhere and change.over_seconds is not None:
-        raise NowhereToMove(f"{nowhere}; its users would be sent away and refused")
-    if isinstance(change.value, int):
-        house.set_weight(backend, change.value)
-        old: State | int = before.weight
-    else:
-        house.set_state(backend, change.value)
-        old = before.state
-    if change.over_seconds is not None:
-        house.drain(backend, change.over_seconds)
+    unknown = ""
+    if (spelled := getattr(question, "user", None)) is not None:
+        name, is_known = await house.find_name(spelled)
+        question = question.model_copy(update={"user": name})
+        unknown = "" if is_known else f"no source knows {name}, or one that would is out: taken as it is spelled"
+    made = await _MAKERS[verb.name](house, question, caller)
+    asked = question.model_dump()
     # A warning, so that it is written at every level that anybody serves with; there is a counter beside it.
     log.warning(
         "admin.changed",
-        uid=uid,
-        verb=change.verb,
-        backend=backend,
-        old=old,
-        new=change.value,
-        over_seconds=change.over_seconds,
-        reason=change.reason,
+        caller=caller.name,
+        verb=verb.name,
+        user=asked.get("user"),
+        backend=asked.get("backend"),
+        session=asked.get("session"),
+        address=asked.get("address"),
+        seconds=_seconds(asked),
+        old=made.old,
+        new=made.new,
+        sessions=made.sessions,
+        reason=asked["reason"],
     )
-    _CHANGES.labels(change.verb).inc()
-    return Made(before, _view(house, backend), f"{nowhere}; who is placed anew is refused" if nowhere else "")
+    _CHANGES.labels(verb.name).inc()
+    done = {"old": made.old, "new": made.new, "sessions": made.sessions}
+    told = {key: value for key, value in (asked | done).items() if value is not None}
+    house.hub.publish(Kind.AUDIT, "admin.changed", caller=caller.name, verb=verb.name, **told)
+    warning = "; ".join(filter(None, (unknown, made.warning)))
+    done = dict(made.done) if spelled is None else {"user": asked["user"], **made.done}
+    return {"done": done, "warning": warning}
 
 
-async def reload(house: House, uid: int) -> str:
-    """Have the settings read anew, and write down who wanted it; gives what changed.
+def _seconds(asked: Mapping[str, Any]) -> float | None:
+    """For or over how long, as the verbs call it."""
+    return next((asked[key] for key in ("seconds", "for_seconds", "over_seconds") if key in asked), None)
 
-    Raises:
-        NotReloaded: They are as they were.
-    """
-    log.warning("admin.reload_asked", uid=uid)
-    return await house.reload()
+
+async def _kick(house: House, question: questions.Kick, _caller: Caller) -> Made:
+    return _of_sessions(house.kick(question))
+
+
+async def _set_state(house: House, verb: str, question: questions.OneBackend) -> Made:
+    state, backend = _STATES[verb], question.backend
+    before = _view(house, backend)
+    nowhere = "" if state == "up" else _nowhere_else(house, before)
+    over_seconds = question.over_seconds if isinstance(question, questions.Drain) else None
+    if nowhere and over_seconds is not None:
+        raise NotPossible(f"{nowhere}; its users would be sent away and refused")
+    house.set_state(backend, state)
+    if over_seconds is not None:
+        house.drain(backend, over_seconds)
+    return _of_backend(house, before, nowhere, before.state, state)
+
+
+async def _drain(house: House, question: questions.Drain, _caller: Caller) -> Made:
+    return await _set_state(house, "drain", question)
+
+
+async def _undrain(house: House, question: questions.OneBackend, _caller: Caller) -> Made:
+    return await _set_state(house, "undrain", question)
+
+
+async def _down(house: House, question: questions.OneBackend, _caller: Caller) -> Made:
+    return await _set_state(house, "down", question)
+
+
+async def _weight(house: House, question: questions.Weight, _caller: Caller) -> Made:
+    before = _view(house, question.backend)
+    nowhere = "" if question.weight else _nowhere_else(house, before)
+    house.set_weight(question.backend, question.weight)
+    return _of_backend(house, before, nowhere, before.weight, question.weight)
+
+
+async def _move(house: House, question: questions.Move, caller: Caller) -> Made:
+    view = _view(house, question.backend)
+    sessions = house.move(question, caller.name)
+    closed = view.state == "down" or not view.up
+    warning = f"{view.name} is down; the user's logins are refused until it is up" if closed else ""
+    return Made({"sessions": sessions, "backend": view.name}, sessions=sessions, warning=warning)
+
+
+async def _hold(house: House, question: questions.Hold, caller: Caller) -> Made:
+    return _of_sessions(house.hold(question, caller.name))
+
+
+async def _release(house: House, question: questions.Release, _caller: Caller) -> Made:
+    held, backend = house.release(question.user)
+    return Made({"held": held, "backend": backend}, old=backend or ("held" if held else None))
+
+
+async def _reload(house: House, question: questions.Change, caller: Caller) -> Made:
+    # Before, too: what follows from it is in the log then, in its order, and a reload that fails has its asker.
+    log.warning("admin.reload_asked", caller=caller.name, reason=question.reason)
+    reloaded = await house.reload()
+    return Made({"reloaded": reloaded}, new=reloaded)
+
+
+async def _log_level(house: House, question: questions.LogLevel, _caller: Caller) -> Made:
+    before = house.set_log_level(question.level)
+    return Made({"level": question.level, "before": before}, before, question.level)
+
+
+async def _trace(house: House, question: questions.Trace, _caller: Caller) -> Made:
+    trace, until = house.trace(question.user, question.seconds)
+    return Made({"trace": trace, "until": until}, new=trace)
+
+
+async def _untrace(house: House, question: questions.Untrace, _caller: Caller) -> Made:
+    house.untrace(question.trace)
+    return Made({"trace": question.trace}, old=question.trace)
+
+
+_MAKERS: Mapping[str, Callable[[House, Any, Caller], Awaitable[Made]]] = {
+    "kick": _kick,
+    "drain": _drain,
+    "undrain": _undrain,
+    "down": _down,
+    "weight": _weight,
+    "move": _move,
+    "hold": _hold,
+    "release": _release,
+    "reload": _reload,
+    "log-level": _log_level,
+    "trace": _trace,
+    "untrace": _untrace,
+}
+
+
+def _of_sessions(sessions: int) -> Made:
+    return Made({"sessions": sessions}, sessions=sessions)
+
+
+def _of_backend(house: House, before: BackendView, nowhere: str, old: State | int, new: State | int) -> Made:
+    done = {"before": asdict(before), "after": asdict(_view(house, before.name))}
+    return Made(done, old, new, warning=f"{nowhere}; who is placed anew is refused" if nowhere else "")
 
 
 def _nowhere_else(house: House, backend: BackendView) -> str:
@@ -252,4 +310,4 @@ def _view(house: House, backend: str) -> BackendView:
     for view in house.backends():
         if view.name == backend:
             return view
-    raise NoSuchBackend(f'no such backend: "{backend}"')
+    raise NotThere(f'no such backend: "{backend}"')

@@ -69,6 +69,7 @@ class Child:
     control: socket.socket
     born: float
     heard: float  # when it was last heard of
+    since: float = 0.0  # when it was born, Unix time
     index: int = 0  # a worker's
     row: int = -1  # a worker's, on the board; -1: on one of before an upgrade
     link: socket.socket | None = None  # the steward's end of a worker's

@@ -1,20 +1,25 @@
-"""What the administrators' door and Postfix are answered by the steward."""
+"""What the administrators' doors and Postfix are answered by the steward."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
-import trio
-
-from proxy.admin.commands import BackendView
-from proxy.admin.placement import next_login, route_document
-from proxy.app.registry import Registry
+from proxy.admin import questions
+from proxy.admin.commands import BackendView, NotPossible, NotThere
+from proxy.admin.events import Hub
+from proxy.admin.placement import next_login
+from proxy.app.links import Links
+from proxy.app.looks import Looks
 from proxy.auth.authenticator import Authenticator
 from proxy.auth.names import NameRules
+from proxy.observe.log import Level
 from proxy.outcome import Outcome, Refused
 from proxy.routing.cluster import Seen
+from proxy.routing.directions import TooMany
 from proxy.settings.models import Settings, State
 
 
@@ -24,44 +29,63 @@ class Desk:
     def __init__(
         self,
         settings: Settings,
-        registry: Registry,
+        links: Links,
         authenticator: Authenticator,
+        hub: Hub,
         *,
-        logins_waiting: Callable[[str], int],
         status: Callable[[], Mapping[str, Any]],
         reload: Callable[[], Awaitable[str]],
+        set_log_level: Callable[[Level], Level],
     ) -> None:
         """Args:
-        logins_waiting: How many wait for their turn at a backend.
-        status: As `admin.commands.House` has it.
-        reload: Likewise.
+        links: To the workers, with the registry of who is where.
+        hub: Where events are read.
+        status: The proxy's processes.
+        reload: As `admin.commands.House` has it.
+        set_log_level: Likewise.
         """
+        self.hub = hub
         self._rules = NameRules(settings.names)
-        self._registry = registry
+        self._links, self._registry = links, links.registry
         self._authenticator = authenticator
-        self._logins_waiting = logins_waiting
-        self._status = status
-        self._reload = reload
+        self._looks = Looks(settings, links, authenticator, status)
+        self._reload, self._set_log_level = reload, set_log_level
 
-    # --- for administrators ---
+    # --- to see ---
+
+    async def look(self, verb: str, question: Any) -> Mapping[str, Any]:
+        """As `admin.commands.House` has it."""
+        if verb == "backends":
+            return {"backends": [asdict(view) for view in self.backends()]}
+        return await self._looks.look(verb, question)
+
+    async def find_name(self, spelled: str) -> tuple[str, bool]:
+        """As `admin.commands.House` has it: a directory may know somebody by more names than one."""
+        return await self._looks.find_name(spelled)
 
     def backends(self) -> Sequence[BackendView]:
         """Every backend, in the order of the settings."""
         return [self._view(seen) for seen in self._registry.cluster.snapshot(time.monotonic())]
 
-    async def route(self, name: str) -> Mapping[str, Any]:
-        """Where a user goes, as somebody spelled his name.
+    def _view(self, seen: Seen) -> BackendView:
+        there = self._registry.ledger.residents_of(seen.name)
+        return BackendView(
+            name=seen.name,
+            pool=seen.tag,
+            url=seen.url,
+            discovered=seen.discovered,
+            state=seen.state,
+            weight=seen.weight,
+            up=seen.up,
+            health_seconds=seen.seconds,
+            reason=seen.reason,
+            failed_over=seen.failed_over,
+            sessions=there.sessions,
+            users=there.users,
+            logins_waiting=self._links.logins_waiting(seen.name),
+        )
 
-        Raises:
-            Refused: The name is none, nobody knows it, or a source that would is out.
-        """
-        registry = self._registry
-        self._rules.canonical(name)  # raises what is wrong with it, if it is no name
-        identity = await self._authenticator.find(name)
-        if identity is None:
-            raise Refused(Outcome.AUTHENTICATION_FAILED, "no source knows the name")
-        explanation = registry.cluster.explain(identity)
-        return route_document(identity, explanation, registry.ledger.find(identity.name), trio.current_time())
+    # --- to steer backends ---
 
     def set_state(self, backend: str, state: State) -> None:
         """Change a backend's state; what is under way there for the sake of another ends."""
@@ -80,9 +104,58 @@ class Desk:
         """Begin to move the users who have sessions there."""
         self._registry.drain(backend, seconds)
 
-    def status(self) -> Mapping[str, Any]:
-        """The proxy's processes."""
-        return self._status()
+    # --- to steer users ---
+
+    def kick(self, whom: questions.Kick) -> int:
+        """End sessions; gives how many.
+
+        Raises:
+            NotThere: There is no such session, or no such backend.
+            Refused: The name is none.
+        """
+        guests = self._registry.guests
+        if whom.session is not None and guests.get(whom.session) is None:
+            raise NotThere("there is no such session any more")
+        if whom.backend is not None and all(view.name != whom.backend for view in self.backends()):
+            raise NotThere(f'no such backend: "{whom.backend}"')
+        if whom.session is not None:
+            ids = [whom.session]
+        else:
+            found, _ = guests.search(
+                user=None if whom.user is None else self._rules.canonical(whom.user),
+                address=whom.address,
+                backend=whom.backend,
+                most=len(guests),
+            )
+            ids = [guest.id for guest in found]
+        self._links.kick(ids)
+        return len(ids)
+
+    def move(self, order: questions.Move, by: str) -> int:
+        """Have a user live elsewhere; gives how many of his sessions will move."""
+        name, until = self._rules.canonical(order.user), _until(order.for_seconds)
+        with _room_for_one_more():
+            return self._registry.move(name, order.backend, until=until, reason=order.reason, by=by)
+
+    def hold(self, order: questions.Hold, by: str) -> int:
+        """Keep a user out; gives how many of his sessions will end."""
+        name, until = self._rules.canonical(order.user), _until(order.for_seconds)
+        with _room_for_one_more():
+            return self._registry.hold(name, until=until, reason=order.reason, by=by)
+
+    def release(self, user: str) -> tuple[bool, str | None]:
+        """Undo both; gives whether he was held, and where he was moved to.
+
+        Raises:
+            NotThere: Neither.
+            Refused: The name is none.
+        """
+        was = self._registry.release_user(self._rules.canonical(user))
+        if was is None:
+            raise NotThere("the user is neither moved nor held")
+        return was.held is not None, was.backend
+
+    # --- to steer processes ---
 
     async def reload(self) -> str:
         """Have the settings read anew; gives what changed.
@@ -92,23 +165,30 @@ class Desk:
         """
         return await self._reload()
 
-    def _view(self, seen: Seen) -> BackendView:
-        there = self._registry.ledger.residents_of(seen.name)
-        return BackendView(
-            name=seen.name,
-            pool=seen.tag,
-            url=seen.url,
-            discovered=seen.discovered,
-            state=seen.state,
-            weight=seen.weight,
-            up=seen.up,
-            health_seconds=seen.seconds,
-            reason=seen.reason,
-            failed_over=seen.failed_over,
-            sessions=there.sessions,
-            users=there.users,
-            logins_waiting=self._logins_waiting(seen.name),
-        )
+    def set_log_level(self, level: Level) -> Level:
+        """Have all processes log so much; gives the level before."""
+        return self._set_log_level(level)
+
+    def trace(self, user: str, seconds: float) -> tuple[str, float]:
+        """Have a user's protocol lines published; gives the trace's id and its end.
+
+        Raises:
+            NotPossible: There are too many traces.
+            Refused: The name is none.
+        """
+        trace = self._links.onlookers.traces.begin(self._rules.canonical(user), seconds)
+        if trace is None:
+            raise NotPossible("there are too many traces already; end one with untrace")
+        return trace, time.time() + seconds
+
+    def untrace(self, trace: str) -> None:
+        """End a trace.
+
+        Raises:
+            NotThere: There is none of that id.
+        """
+        if not self._links.onlookers.traces.end(trace):
+            raise NotThere("there is no such trace any more")
 
     # --- for Postfix ---
 
@@ -130,3 +210,17 @@ class Desk:
         if not backend:
             raise Refused(Outcome.UNAVAILABLE, reason)
         return backend
+
+
+@contextmanager
+def _room_for_one_more() -> Iterator[None]:
+    """Raises NotPossible: too many users are moved or held."""
+    try:
+        yield
+    except TooMany as exc:
+        raise NotPossible(str(exc)) from None
+
+
+def _until(for_seconds: float | None) -> float | None:
+    """Unix time; None: for ever."""
+    return None if for_seconds is None else time.time() + for_seconds

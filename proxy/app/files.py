@@ -56,7 +56,7 @@ _NOT_AFTER = metrics.gauge(
     "porter_certificate_not_after_timestamp_seconds",
     "When a certificate in use ends, Unix time; `certificate` is its file.",
     merge="min",
-    kind=("listener", "backend_client"),
+    kind=("listener", "backend_client", "admin"),
     certificate=None,
 )
 
@@ -381,10 +381,15 @@ def _innermost(source: object) -> object:
 
 
 def _show_ends_of_ours(settings: Settings) -> None:
-    """The certificates that we show to backends: those that there are now, for they are read at the same time."""
+    """The certificates that we show to backends and administrators: those that there are now, for they are read at the
+    same time.
+    """
     backends = settings.backends
     for tls in (backends.tls, *(backends.tls_for(server) for server in backends.servers)):
         if tls.certificate is not None:
             # Whoever connects with it says more clearly that it cannot be read.
             with contextlib.suppress(ValueError):
                 _show_end("backend_client", tls.certificate, facts(tls.certificate).not_after)
+    if settings.admin.tls is not None:
+        with contextlib.suppress(ValueError):
+            _show_end("admin", settings.admin.tls.certificate, facts(settings.admin.tls.certificate).not_after)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from proxy.app.children import Child, fork
@@ -127,6 +128,7 @@ class Household:
     def adopt(self, child: Child) -> None:
         """A child of before an upgrade."""
         self.children[child.pid] = child
+        child.since = round(time.time() - (self._clock() - child.born), 3)
         self.on_born(child)
 
     def _welcome(self, child: Child) -> None:

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -40,11 +40,13 @@ from proxy.routing.cluster import Cluster
 from proxy.transport.packets import Message, Packets
 
 log = get_logger()
+_T = TypeVar("_T")
 
 PATIENCE_SECONDS = 3.0
-_LODGERS_AT_ONCE = 200
+_AT_ONCE = 200  # sessions, or directions, in one message
 _MOST_LODGERS = 200_000
 _MOST_TOLD = 100_000  # messages to a steward who does not read, some 10 MiB
+_FEW_TOLD = 4_000  # to one who is behind
 
 _ALONE = metrics.counter(
     "porter_placements_alone_total", "Logins placed by a worker alone, since the steward did not answer."
@@ -109,6 +111,10 @@ class Link:
         self.on_wrong: Callable[[list[Any]], None] = _unheard
         self.on_known: Callable[[list[Any]], None] = _unheard
         self.on_used: Callable[[dict[str, Any]], None] = _unheard
+        self.on_trace: Callable[[Message], None] = _unheard
+        self.on_watch: Callable[[list[Any]], None] = _unheard  # which events somebody wants to see
+        self.on_ask: Callable[[str, list[Any]], Any] = _unanswered
+        self.on_log_level: Callable[[str], None] = _unheard
 
     # --- the registrar ---
 
@@ -166,6 +172,13 @@ class Link:
             self._packets.post_lazily(message)
         else:
             _UNTOLD.inc()
+
+    def tell_if_read(self, message: Message) -> bool:
+        """Tell the steward, unless he is behind: for what is of use only while it is fresh."""
+        if self._packets.waiting >= _FEW_TOLD:
+            return False
+        self._packets.post_lazily(message)
+        return True
 
     async def run(self) -> None:
         """Listen, until the steward's end is gone for good: then every login is placed alone."""
@@ -284,6 +297,9 @@ class Link:
         """Raises Refused: UNAVAILABLE."""
         session.epoch = self._cluster.epoch
         placement = self._cluster.place(identity)
+        said = self._cluster.directions.get(identity.name)
+        if said is not None and said.held is not None:  # sessions of his that have not ended yet let nobody in
+            raise Refused(Outcome.UNAVAILABLE, placement.problem)
         neighbours = self._by_name.get(identity.name)
         home = next(iter(neighbours.values())).session.backend if neighbours else placement.home
         session.backend = home
@@ -345,6 +361,21 @@ class Link:
                 self.on_known(news)
             case ["used", dict(used), *_]:
                 self.on_used(used)
+            case ["directions", list(told), *_]:
+                self._cluster.directions.take(told)
+            case ["undirected", None, *_]:
+                self._cluster.directions.clear()
+            case ["undirected", list(names), *_]:
+                for name in names:
+                    self._cluster.directions.drop(name)
+            case ["ask", int(question), str(what), list(arguments), *_]:
+                self.tell(["told", question, self.on_ask(what, arguments)])
+            case ["watch", list(kinds), *_]:
+                self.on_watch(kinds)
+            case ["log_level", str(level), *_]:
+                self.on_log_level(level)
+            case ["trace" | "untrace", *_]:
+                self.on_trace(message)
 
     def _report(self) -> None:
         """All that he has to know."""
@@ -353,6 +384,8 @@ class Link:
         post(["report", nonce, self._version, memory, self._about])
         for some in _slices(list(self._lodgers.values())):
             post(["lodgers", nonce, [_described(lodger) for lodger in some]])
+        for told in _slices(self._cluster.directions.memory()):
+            post(["directions", nonce, told])
         post(["reported", nonce])
 
 
@@ -378,13 +411,17 @@ def _described(lodger: _Lodger) -> list[Any]:
     ]
 
 
-def _slices(lodgers: Sequence[_Lodger]) -> Iterator[Sequence[_Lodger]]:
-    for start in range(0, len(lodgers), _LODGERS_AT_ONCE):
-        yield lodgers[start : start + _LODGERS_AT_ONCE]
+def _slices(told: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(told), _AT_ONCE):
+        yield told[start : start + _AT_ONCE]
 
 
 def _nothing() -> None:
     """Nobody wants to know."""
+
+
+def _unanswered(_what: str, _arguments: list[Any]) -> None:
+    """Nobody knows."""
 
 
 def _unheard(news: Any) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import trio
 
 from proxy.app.news import News
+from proxy.app.onlookers import Onlookers
 from proxy.app.registry import Registry
 from proxy.app.worker_link import FEW_WAITING, WorkerLink, lodger_of
 from proxy.auth.throttle import Throttle
@@ -34,6 +35,7 @@ from proxy.transport.packets import Message, Packets
 
 log = get_logger()
 
+KICK_SECONDS = 5.0  # for a safe point; then it ends anywhere
 HOLD_SECONDS = 0.5  # for reports
 DNS_SECONDS = 2.0  # for the first word about backends; workers wait for 3 until they place by themselves
 _PACKETS_PER_TURN = 16
@@ -55,6 +57,7 @@ class Links:
         self._tag_attribute = settings.routing.tags.attribute
         self._links: dict[str, WorkerLink] = {}
         self.news = News(self._links, self.registry.guests, throttle)
+        self.onlookers = Onlookers(self._links, self.registry, settings.log.level)
         self._deserted = trio.Event()
         self._nonce = secrets.token_hex(8)
         self._nursery: trio.Nursery | None = None  # None: not begun
@@ -76,6 +79,10 @@ class Links:
             "known": self.news.tried,
             "used": self.news.used,
             "accepting": self._note_accepting,
+            "usable": self._note_usable,
+            "event": self.onlookers.told,
+            "told": self.onlookers.inquiries.told,
+            "directions": self._take_directions,
             "scraped": self.news.scraped,
             "report": self._take_report,
             "lodgers": self._take_lodgers,
@@ -97,6 +104,11 @@ class Links:
     def accepting(self) -> int:
         """How many workers let clients in."""
         return sum(link.accepting for link in self._links.values())
+
+    @property
+    def authenticating(self) -> bool:
+        """Whether some worker that lets clients in can tell who they are."""
+        return any(link.accepting and link.usable for link in self._links.values())
 
     def logins_waiting(self, backend: str) -> int:
         """How many logins wait for their turn at a backend, in all workers, as they said lately."""
@@ -153,6 +165,10 @@ class Links:
                 for start in range(0, len(ids), _IDS_AT_ONCE):
                     link.post(["close", ids[start : start + _IDS_AT_ONCE], outcome, patience])
 
+    def kick(self, session_ids: Sequence[str]) -> None:
+        """Have sessions ended because an administrator wants it."""
+        self.close(session_ids, Outcome.KICKED, patience=KICK_SECONDS)
+
     def show_changes(self) -> None:
         """Tell the workers what has become of the backends, if there is anything new, or if they could not be told."""
         if self._gathering:
@@ -178,6 +194,7 @@ class Links:
 
     def _begin(self, nursery: trio.Nursery, link: WorkerLink) -> None:
         link.post(["hello", self._nonce])
+        self.onlookers.greet(link)
         nursery.start_soon(self._listen, link)
 
     async def _listen(self, link: WorkerLink) -> None:
@@ -207,6 +224,8 @@ class Links:
         _ACCEPTING.set(self.accepting)
         self._look_who_reported()
         log.info("steward.worker_left", worker=link.name, sessions=len(guests))
+        self.onlookers.inquiries.gone(link.name)
+        self.onlookers.lost(guests)
         await self.registry.ledger.release_all(guest.id for guest in guests)
 
     # --- what workers report ---
@@ -233,6 +252,17 @@ class Links:
                         self._correct(guest)
                         link.lodgers.append(guest)
                         self.registry.guests.add(guest)
+
+    def _take_directions(self, link: WorkerLink, message: Message) -> None:
+        """What the steward before has said of users, so far as he was heard. A worker who reports once more knows of us
+        alone: what he has not heard taken back yet must not return.
+        """
+        match message:
+            case [_, self._nonce, list(told), *_] if not link.reported:
+                self.registry.directions.learn(told)
+                if not self._gathering:  # he comes late: the others may not know
+                    for other in self._links.values():
+                        self.onlookers.tell_all_directions(other)
 
     def _correct(self, guest: Guest) -> None:
         """His worker knows better: while we were silent he was placed elsewhere than we had said."""
@@ -281,6 +311,7 @@ class Links:
         for link in links:
             if not link.shown:
                 self.news.tell_failures(link)
+            self.onlookers.tell_all_directions(link)
             link.lodgers = []
             self.version = max(self.version, link.shown + 1)  # whatever he has seen is older than what he is shown
             self._all_shown = False
@@ -372,9 +403,12 @@ class Links:
         for session_id in message[1]:
             link.forget(session_id)
             try:
-                self.registry.confirm(session_id)
+                guest = self.registry.confirm(session_id)
             except Refused as refusal:  # there was room when it was admitted
                 self.close([session_id], refusal.outcome, patience=0.0)
+            else:
+                if guest is not None:
+                    self.onlookers.opened(guest)
 
     def _release(self, link: WorkerLink, message: Message) -> None:
         if link.reported:
@@ -386,6 +420,9 @@ class Links:
         if link.reported:
             _, backend, name, problem, reached, *_ = message
             self.registry.failed(backend, name, problem, reached=reached)
+
+    def _note_usable(self, link: WorkerLink, message: Message) -> None:
+        link.usable = message[1] is True
 
     def _note_accepting(self, link: WorkerLink, message: Message) -> None:
         link.accepting = message[1] is True

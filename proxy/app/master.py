@@ -26,7 +26,7 @@ from proxy.app.upgrade import Upgrade, replace_program
 from proxy.app.wakeups import Wakeups
 from proxy.observe import log as observe_log
 from proxy.observe import metrics
-from proxy.observe.log import get_logger
+from proxy.observe.log import get_logger, set_level
 from proxy.observe.metrics import METRICS
 from proxy.transport.packets import Message
 
@@ -124,6 +124,8 @@ class Master:
                 child.accepting = True
             case ["ask", question, "reload", *_]:
                 self._renewal.want(Asked(child, question))
+            case ["log_level", ("debug" | "info" | "warning" | "error") as level, *_]:
+                set_level(level)
             case ["rejected", str() as path, str() as why, *_] if self._renewal.files is not None:
                 self._renewal.files.rejected(path, why)
         self._renewal.heard(child, str(message[0]))
@@ -288,6 +290,7 @@ class Master:
                     "role": child.role,
                     "generation": child.generation,
                     "pid": child.pid,
+                    "since": child.since,
                     "state": _state(child),
                     "restarts": 0 if (slot := current.slot_of(child)) is None else slot.restarts,
                 }

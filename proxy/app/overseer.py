@@ -22,6 +22,7 @@ from proxy.observe import metrics
 from proxy.observe.log import get_logger
 from proxy.outcome import Outcome
 from proxy.routing.cluster import BackendEvent, Seen
+from proxy.session.metrics import hide_backend, show_backend
 from proxy.settings.models import Settings
 
 log = get_logger()
@@ -72,6 +73,7 @@ class Overseer:
 
             self._discovery = Discovery(found, self._found, pinned=settings.backends.pins_names)
         self._informed = trio.Event()
+        self.on_event: Callable[[BackendEvent], None] = lambda event: None  # for whoever looks on
         self.on_change: Callable[[], None] = lambda: None  # something may be worth telling other processes
         registry.cluster.on_event = self._happened
         self._shown: dict[str, str] = {}
@@ -86,6 +88,7 @@ class Overseer:
             while True:
                 await trio.sleep(_TICK_SECONDS)
                 self._registry.cluster.tick(time.monotonic())
+                self._registry.expire_directions()
                 self.on_change()
 
     async def informed(self) -> None:
@@ -117,6 +120,7 @@ class Overseer:
             elif seen.failed_over and not seen.up:
                 self._evict(seen.name, Outcome.BACKEND_CLOSED)
         registry.resume_drains()
+        registry.resume_directions()
         self._show()
 
     # --- what is heard ---
@@ -137,6 +141,7 @@ class Overseer:
         """A backend is not what it was."""
         _tell(event, self._registry.cluster.epoch)
         _TURNS.labels(event.kind).inc()
+        self.on_event(event)
         if event.kind == "failed_over":
             self._evict(event.backend, Outcome.BACKEND_CLOSED)
         elif event.kind in ("closed", "removed"):
@@ -170,11 +175,13 @@ class Overseer:
             _STATE.labels(seen.name, state).set(int(state == seen.state))
         if seen.name not in self._shown:
             know_backends([seen.name])
+            show_backend(seen.name)
         self._shown[seen.name] = seen.state
 
     def _forget(self, name: str) -> None:
         """Discovery has taken a backend back."""
         del self._shown[name]
+        hide_backend(name)
         for gauge in (_UP, _WEIGHT, _FAILED_OVER):
             gauge.remove(name)
         for state in STATES:

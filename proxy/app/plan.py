@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ class Plan:
     workers: int
     throttle_key: bytes = field(repr=False)  # the same for all generations
     users: Mapping[Path, bytes] = field(default_factory=dict, repr=False)  # users files, as they were without mistakes
+    admin_tls: ssl.SSLContext | None = field(default=None, repr=False)  # with the key, which only root may read
 
 
 @dataclass(frozen=True, slots=True)

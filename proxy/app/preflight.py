@@ -1,4 +1,5 @@
-"""What settings name and no section of them can judge: users files, the backends that these name, LDAP filters, a user.
+"""What settings name and no section of them can judge: users files, the backends that these name, LDAP filters, a user,
+hashes.
 
 `imap-porter serve` runs it before it binds an address, `imap-porter check` in place of serving: what the one refuses,
 the other tells.
@@ -8,12 +9,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import ssl
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from proxy.app.sources import import_rooms
 from proxy.auth.file import MAX_BYTES, Users, read_users
 from proxy.auth.names import NameRules
+from proxy.auth.passwords import UnusableHash, parameters
 from proxy.outcome import Refused
 from proxy.settings.loader import MAX_BYTES as MAX_SETTINGS_BYTES
 from proxy.settings.mistakes import Mistake, SettingsError
@@ -33,7 +36,7 @@ def preflight(settings: Settings, config: Path) -> None:
     rules = NameRules(settings.names)
     files = dict.fromkeys(source.file.path for source in settings.identity if source.file is not None)
     mistakes = [*_ldap_mistakes(settings, config, rules), *_override_mistakes(settings, config, rules)]
-    mistakes += _account_mistakes(settings, config)
+    mistakes += [*_account_mistakes(settings, config), *_token_mistakes(settings, config)]
     mistakes += [mistake for path in files for mistake in _users_mistakes(path, rules, settings)]
     if mistakes:
         raise SettingsError(mistakes)
@@ -50,6 +53,36 @@ def users_files(settings: Settings) -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in paths}
     except OSError as exc:
         raise SettingsError([Mistake(Path(exc.filename), 0, "", f"cannot be read: {exc.strerror}")]) from exc
+
+
+def admin_tls(settings: Settings, config: Path) -> ssl.SSLContext | None:
+    """TLS for `admin.address`, with its key, for a process that may have no right to read that. None: plain HTTP.
+
+    Raises:
+        SettingsError: The files cannot be used, though they looked well.
+    """
+    tls = settings.admin.tls
+    if tls is None or settings.admin.address is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)  # TLS 1.2 and above
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(tls.certificate, tls.private_key)
+    except (OSError, ssl.SSLError) as exc:
+        problem = f"the certificate cannot be used: {exc.strerror or exc}"
+        raise SettingsError([Mistake(config, 0, "admin.tls", problem)]) from exc
+    return context
+
+
+def _token_mistakes(settings: Settings, config: Path) -> Iterator[Mistake]:
+    """Hashes that no token could be verified by, or not in the time that a caller waits."""
+    for index, token in enumerate(settings.admin.tokens):
+        try:
+            parameters(token.hash)
+        except UnusableHash as exc:
+            keys: tuple[str | int, ...] = ("admin", "tokens", index, "hash")
+            line = read_flawed_yaml(config, MAX_SETTINGS_BYTES).line(keys)
+            yield Mistake(config, line, key_text(keys), str(exc))
 
 
 def _ldap_mistakes(settings: Settings, config: Path, rules: NameRules) -> Iterator[Mistake]:

@@ -30,16 +30,17 @@ def raise_descriptors() -> int:
     return hard
 
 
-def prepare(connections: int) -> int:
+def prepare(connections: int, *, each: int = 2) -> int:
     """Raise the limit on descriptors, and see for how many clients that is enough.
 
     Args:
-        connections: How many clients the settings allow; each may need two descriptors.
+        connections: How many clients the settings allow.
+        each: How many descriptors one may need.
     Returns:
         How many clients there is really room for.
     """
     hard = raise_descriptors()
-    room = connections if hard == resource.RLIM_INFINITY else max(1, (hard - _RESERVED_DESCRIPTORS) // 2)
+    room = connections if hard == resource.RLIM_INFINITY else max(1, (hard - _RESERVED_DESCRIPTORS) // each)
     if room < connections:
         log.warning("process.few_descriptors", limit=hard, connections=connections, room=room)
     return room

@@ -6,7 +6,7 @@ The steward has one for all workers. It knows sessions as guests, whichever proc
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,12 @@ from proxy.ledger.host import Ledger, Place, SessionCloser
 from proxy.ledger.resident import Stage
 from proxy.limits.rates import LoginRates
 from proxy.model import Admitted, Identity
+from proxy.observe.log import get_logger
 from proxy.routing.cluster import Cluster
+from proxy.routing.directions import Directions, Said
 from proxy.settings.models import Settings
+
+log = get_logger()
 
 
 class Registry:
@@ -38,6 +42,8 @@ class Registry:
         self.addresses: Mapping[str, tuple[str, ...]] = {}  # of the backends that DNS names
         self._address_changes = 0
         self.recalls_discovery = False  # another registry has told which backends DNS names
+        self.on_directions: Callable[[list[str]], None] = _unheard  # of these users something else is said
+        self._limits = limits
         self._rates = LoginRates(limits)
         self._limits_rates = limits.logins_per_user is not None or limits.logins_per_address is not None
         self._drains: dict[str, float] = {}  # by backend: when its users will all have had their turn
@@ -64,21 +70,22 @@ class Registry:
         backend = await self.ledger.admit(guest, place, verified=identity.verified)
         return self._take_in(guest, identity, backend)
 
-    def confirm(self, session_id: str) -> None:
-        """Its backend has let a session in: to be called for each. One that was not admitted is no mistake.
+    def confirm(self, session_id: str) -> Guest | None:
+        """Its backend has let a session in: to be called for each; gives it. None: it was not admitted, or gave up.
 
         Raises:
             Refused: LIMIT, of those whom only the backend could verify. The session is still to be released.
         """
         guest = self.guests.get(session_id)
         if guest is None:
-            return
+            return None
         self.cluster.login_ended(guest.backend, time.monotonic(), name=guest.name)
         self.ledger.confirm(guest)
         if self._limits_rates and guest.stage is not Stage.OPENED:
             # Not before: what fails, for whatever reason, takes no login from anybody.
-            self._rates.take(guest.name, _host(guest), trio.current_time())
+            self._rates.take(guest.name, guest.address, trio.current_time())
         guest.stage = Stage.OPENED
+        return guest
 
     def release(self, session_id: str, *, opened: bool) -> None:
         """Let a session go; one that was not admitted is no mistake.
@@ -105,7 +112,7 @@ class Registry:
             Refused: LIMIT: there were too many logins.
         """
         if self._limits_rates:
-            self._rates.check(guest.name, _host(guest), trio.current_time())
+            self._rates.check(guest.name, guest.address, trio.current_time())
         return partial(self.cluster.place, identity)
 
     def _take_in(self, guest: Guest, identity: Identity, backend: str) -> Admitted:
@@ -138,6 +145,75 @@ class Registry:
             else:
                 del self._drains[backend]
 
+    # --- what administrators say of users ---
+
+    @property
+    def directions(self) -> Directions:
+        """What they have said."""
+        return self.cluster.directions
+
+    def move(self, name: str, backend: str, *, until: float | None, reason: str, by: str) -> int:
+        """A user lives at this backend, whatever else says where; gives how many of his sessions have to leave another.
+
+        Args:
+            until: Unix time; None: until release_user().
+        Raises:
+            TooMany: Too many users are moved or held.
+        """
+        self._direct(name, backend, until=until, reason=reason, by=by)
+        there = self.ledger.find(name)
+        return self.ledger.move(name) if there is not None and there.sessions and there.backend != backend else 0
+
+    def hold(self, name: str, *, until: float | None, reason: str, by: str) -> int:
+        """A user does not get in, and his sessions end; gives how many he has.
+
+        Raises:
+            TooMany: As move().
+        """
+        self._direct(name, None, until=until, reason=reason, by=by)
+        return self.ledger.move(name)
+
+    def release_user(self, name: str) -> Said | None:
+        """Nothing is said of a user any more; gives what was. He stays where he has sessions until they are gone."""
+        known = self.directions.drop(name)
+        if known is not None:
+            self._freed([name])
+        return known
+
+    def expire_directions(self) -> None:
+        """Time has passed."""
+        if over := self.directions.expire(time.time()):
+            for name in over:
+                log.info("registry.direction_ended", name=name)
+            self._freed(over)
+
+    def resume_directions(self) -> None:
+        """Go on with what the registry before this one had begun: whoever is where he should not be has to leave."""
+        for name in self.directions:
+            said, there = self.directions.get(name), self.ledger.find(name)
+            if said is None or there is None or not there.sessions:
+                continue
+            if said.held is not None or there.backend != said.backend:
+                self.ledger.move(name)
+
+    def _direct(self, name: str, backend: str | None, *, until: float | None, reason: str, by: str) -> None:
+        self.directions.put(name, backend, until=until, reason=reason, by=by, since=time.time())
+        self.on_directions([name])
+
+    def _freed(self, names: list[str]) -> None:
+        for name in names:
+            self.ledger.unbind(name)
+        self.on_directions(names)
+
+    def limits_left(self, name: str) -> list[dict[str, Any]]:
+        """What a user has left of each limit that is kept here."""
+        most = self._limits.connections_per_user
+        rows = [{"limit": "connections_per_user", "most": most, "left": self.ledger.room(name), "per_seconds": None}]
+        if (limit := self._limits.logins_per_user) is not None:
+            left = self._rates.left(name, trio.current_time())
+            rows.append({"limit": "logins_per_user", "most": limit.rate, "left": left, "per_seconds": limit.per})
+        return rows
+
     # --- which backends there are ---
 
     def discovered(self, found: Sequence[Found]) -> None:
@@ -163,7 +239,8 @@ class Registry:
         """What the next registry has to know, but for the sessions, which are for the workers to tell; JSON."""
         now = trio.current_time()
         drains = {backend: ends_at - now for backend, ends_at in self._drains.items() if ends_at > now}
-        return {"cluster": self.view(), "ledger": self.ledger.memory(), "drains": drains}
+        said = self.directions.memory()
+        return {"cluster": self.view(), "ledger": self.ledger.memory(), "drains": drains, "directions": said}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Take over what another's memory() holds, or as much of it as is there."""
@@ -173,11 +250,11 @@ class Registry:
             self.recalls_discovery = cluster.get("discovered") is True
         if isinstance(ledger := memory.get("ledger"), dict):
             self.ledger.recall(ledger)
+        self.directions.learn(memory.get("directions"))
         if isinstance(drains := memory.get("drains"), dict):
             now = trio.current_time()
             self._drains = {backend: now + left for backend, left in drains.items() if isinstance(left, int | float)}
 
 
-def _host(guest: Guest) -> str:
-    """The address of an endpoint as it is written."""
-    return guest.client.rpartition(":")[0].strip("[]")
+def _unheard(_names: list[str]) -> None:
+    """Nobody listens."""

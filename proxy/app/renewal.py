@@ -20,10 +20,10 @@ from proxy.app.household import Household
 from proxy.app.live_files import LiveFiles
 from proxy.app.notify import Notifier
 from proxy.app.plan import Plan
-from proxy.app.preflight import preflight, users_files
+from proxy.app.preflight import admin_tls, preflight, users_files
 from proxy.app.succession import Generation, Patience, Stage, Succession
 from proxy.observe import metrics
-from proxy.observe.log import configure, get_logger
+from proxy.observe.log import configure, get_logger, set_level
 from proxy.settings.loader import load
 from proxy.settings.mistakes import SettingsError
 from proxy.settings.models import Settings, Timeouts
@@ -165,7 +165,7 @@ class Renewal:
             SettingsError: A certificate cannot be used, though it looked well.
         """
         workers = cores() if settings.workers == "auto" else settings.workers
-        users = users_files(settings)
+        users, tls = users_files(settings), admin_tls(settings, self.config)
         sockets = self.household.sockets
         sockets.reserve(settings, workers, listening=listening)
         try:
@@ -174,7 +174,7 @@ class Renewal:
             sockets.abandon()
             raise
         self.number += 1
-        plan = Plan(settings, self.config, doors, self.number, workers, self.throttle_key, users)
+        plan = Plan(settings, self.config, doors, self.number, workers, self.throttle_key, users, tls)
         heirs = Generation(self.number, workers, settings.timeouts, settings.log, plan)
         files = LiveFiles(settings, self._read_at)
         self.succession = Succession(self.household, heirs, self.current, self._patience, self._clock)
@@ -243,6 +243,7 @@ class Renewal:
         before = None if self.current is None or self.current.plan is None else self.current.plan.settings
         changed = [] if before is None else changed_keys(before, plan.settings)
         if self.current is not None:
+            set_level(plan.settings.log.level)  # what an administrator said of it is over
             log.info("settings.reloaded", generation=plan.generation, workers=plan.workers, changed=changed)
             self._end("ok", f"generation {plan.generation}; changed: {', '.join(changed) or 'nothing'}")
 

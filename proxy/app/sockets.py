@@ -130,7 +130,7 @@ class Sockets:
         return [
             (door, each.socket)
             for door in doors
-            if door.protocol == "imap"
+            if door.protocol != "socketmap"
             for position, each in enumerate(self.on(door.endpoint))
             if (heir or not each.fresh) and (each.given or position % workers == index)
         ]
@@ -199,7 +199,7 @@ class Sockets:
 def _needs(settings: Settings, workers: int) -> Iterator[tuple[str, Endpoint, int]]:
     """Setting, address and how many sockets there have to be."""
     for listener in settings.listeners:
-        yield "", listener.address, workers if listener.protocol == "imap" else 1
+        yield "", listener.address, workers if listener.protocol != "socketmap" else 1
     for setting, endpoint in (("metrics.address", settings.metrics.address), ("admin.address", settings.admin.address)):
         if endpoint is not None:
             yield setting, endpoint, 1

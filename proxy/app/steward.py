@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,10 +19,11 @@ from typing import Any
 import trio
 
 from proxy import __version__
-from proxy.admin.api import admin_app
+from proxy.admin.api import address_app, local_app
 from proxy.admin.commands import NotReloaded
-from proxy.admin.http import health_app, metrics_app, serve_http
+from proxy.admin.http import metrics_app, serve_http
 from proxy.admin.socketmap import Socketmap
+from proxy.admin.tokens import Tokens
 from proxy.app import handover
 from proxy.app.desk import Desk
 from proxy.app.files import Files
@@ -33,7 +35,7 @@ from proxy.auth.names import NameRules
 from proxy.auth.throttle import Throttle
 from proxy.backends.pool import Pool
 from proxy.model import Endpoint
-from proxy.observe.log import get_logger
+from proxy.observe.log import Level, get_logger, set_level
 from proxy.observe.metrics import METRICS
 from proxy.session.metrics import SessionMetrics
 from proxy.transport.door import Door
@@ -61,6 +63,7 @@ class Steward:
         """Nothing is started, and nobody is spoken to."""
         settings = plan.settings
         self._settings, self._place, self._generation = settings, place, plan.generation
+        self._admin_tls = plan.admin_tls
         self._control = Packets(place.control)
         rules = NameRules(settings.names)
         authenticator = authenticator_for(settings, rules, sources_for(settings, rules, plan.users))
@@ -70,14 +73,18 @@ class Steward:
             self.links.add(name, Packets(sock))
         self._overseer = Overseer(settings, self.links.registry, Pool(settings.backends, settings.timeouts))
         self._overseer.on_change = self.links.show_changes
+        self._overseer.on_event = self.links.onlookers.turned
         self.links.on_restored = self._overseer.resume
+        self._hub = self.links.onlookers.hub
+        self._log_level = settings.log.level
         self._desk = Desk(
             settings,
-            self.links.registry,
+            self.links,
             authenticator,
-            logins_waiting=self.links.logins_waiting,
+            self._hub,
             status=self._full_status,
             reload=self._reload,
+            set_log_level=self._set_log_level,
         )
         delimiter = settings.names.recipient_delimiter
         self._socketmap = Socketmap(self._desk.backend_of, self._overseer.lmtp, recipient_delimiter=delimiter)
@@ -110,6 +117,7 @@ class Steward:
         """Do a steward's work until somebody else is to."""
         async with trio.open_nursery() as nursery:
             self._inherit()
+            self._control.post(["log_level", self._log_level])  # the master may remember another steward's
             nursery.start_soon(self._overseer.run)
             nursery.start_soon(self.links.run, self._overseer.informed)
             await self._open_doors(doors)
@@ -134,6 +142,9 @@ class Steward:
                 self._throttle.learn_wrong(wrong)
                 self._throttle.learn_known(known)
         match state:
+            case {"traces": list(traces)}:
+                self.links.onlookers.traces.recall(traces)
+        match state:
             case {"metrics": list(totals)}:
                 METRICS.merge(_BEFORE, totals)
 
@@ -145,6 +156,7 @@ class Steward:
             "registry": self.links.registry.memory(),
             "failures": list(self._throttle.failures()),
             "metrics": METRICS.totals(),
+            "traces": self.links.onlookers.traces.memory(),
         }
         try:
             handover.write(self._heir, state)
@@ -229,19 +241,29 @@ class Steward:
             raise NotReloaded(answer.text)
         return answer.text
 
+    def _set_log_level(self, level: Level) -> Level:
+        """Have all processes log so much; gives the level before."""
+        before, self._log_level = self._log_level, level
+        set_level(level)
+        self.links.onlookers.set_log_level(level)
+        self._control.post(["log_level", level])
+        return before
+
     # --- side doors ---
 
     async def _open_doors(self, nursery: trio.Nursery) -> None:
         """Metrics, health, administrators, Postfix."""
-        place = self._place
+        place, admin = self._place, self._settings.admin
         if place.metrics is not None:
             await nursery.start(serve_http, metrics_app(refresh=self.links.news.refresh), place.metrics)
         if place.admin is not None:
-            await nursery.start(serve_http, health_app(self._readiness), place.admin)
+            serve = partial(serve_http, connection_seconds=_ADMIN_SECONDS, tls=self._admin_tls)
+            tokens = Tokens(admin.tokens)
+            app = address_app(self._desk, self._readiness, tokens, hosts=admin.hosts, origins=admin.origins)
+            await nursery.start(serve, app, place.admin)
         if place.admin_socket is not None:
-            app = admin_app(self._desk, {0, os.getuid()})
             serve = partial(serve_http, connection_seconds=_ADMIN_SECONDS)
-            await nursery.start(serve, app, place.admin_socket)
+            await nursery.start(serve, local_app(self._desk, {0, os.getuid()}), place.admin_socket)
         for door, sock in place.sockets:
             nursery.start_soon(accept_forever, sock, self._asker(door, nursery))
 
@@ -261,10 +283,26 @@ class Steward:
         return accepted
 
     def _readiness(self) -> tuple[bool, dict[str, Any]]:
-        accepting = self.links.accepting
-        ready = self.links.is_open and not self._draining and accepting > 0
-        sessions = len(self.links.registry.ledger)
-        return ready, {"ready": ready, "draining": self._draining, "workers": accepting, "sessions": sessions}
+        """Whether clients who come now would get in, and why not."""
+        accepting, registry = self.links.accepting, self.links.registry
+        backends = registry.cluster.snapshot(time.monotonic())
+        reasons = [
+            reason
+            for reason, holds in (
+                ("the proxy drains", self._draining),
+                ("no worker lets clients in", not self.links.is_open or not accepting),
+                ("no identity source answers", accepting > 0 and not self.links.authenticating),
+                ("no backend is up", not any(seen.up and seen.state != "down" for seen in backends)),
+            )
+            if holds
+        ]
+        return not reasons, {
+            "ready": not reasons,
+            "reasons": reasons,
+            "draining": self._draining,
+            "workers": accepting,
+            "sessions": len(registry.ledger),
+        }
 
     def _full_status(self) -> dict[str, Any]:
         """The master's words, and how many sessions each worker has."""

@@ -13,28 +13,32 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import trio
 
 from proxy.app.files import Files
 from proxy.app.house import furnish
+from proxy.app.informant import Informant
 from proxy.app.link import Link
 from proxy.app.memory import Ebb, give_back
 from proxy.app.plan import Plan, WorkerPlace
 from proxy.app.process import prepare
+from proxy.app.traces import trace_when_told
 from proxy.app.winding_down import busy, end_sessions
+from proxy.limits import reached as limits
 from proxy.limits.board import Board
 from proxy.model import Endpoint
-from proxy.observe.log import get_logger
+from proxy.observe.log import LEVELS, Level, get_logger, set_level
 from proxy.observe.metrics import METRICS
 from proxy.outcome import FAREWELLS, Outcome
 from proxy.relay.closing import Closer
 from proxy.routing.cluster import Cluster
-from proxy.session import House, Registrar, serve_client
+from proxy.session import House, Registrar, serve_client, serve_websocket
 from proxy.transport.door import Door
 from proxy.transport.listen import accept_forever, plain_host
 from proxy.transport.packets import Message, Packets
+from proxy.transport.websocket import BUSY
 
 log = get_logger()
 
@@ -44,7 +48,9 @@ _LOOK_SECONDS = 0.2
 
 def run_worker(plan: Plan, place: WorkerPlace) -> None:
     """A worker's whole life."""
-    room = prepare(plan.settings.limits.connections)
+    # A WebSocket's session has two more descriptors, which lead to it.
+    websockets = any(listener.protocol == "websocket" for listener in plan.settings.listeners)
+    room = prepare(plan.settings.limits.connections, each=4 if websockets else 2)
     trio.run(Worker(plan, place, room).run)
 
 
@@ -74,6 +80,7 @@ class Worker:
         self._works = {server.name: True for server in settings.backends.servers}  # backends, so far as is known
         self._control = Packets(place.control)
         self._files = Files(settings, plan.doors, self.house.authenticator)
+        self._usable = True  # some identity source answers, as the steward has been told
         self._accept, self._leave, self._drain, self._stop = (trio.Event() for _ in range(4))
         self._retire_at, self._drain_seconds = math.inf, settings.timeouts.drain
         self._logins: trio.Nursery
@@ -204,20 +211,22 @@ class Worker:
     def _comer(self, door: Door) -> Callable[[socket.socket, Any], None]:
         """What to do with a connection that a listener accepted; never waits."""
         house, logins = self.house, self._logins
+        over_websocket = door.protocol == "websocket"
+        serve, farewell = (serve_websocket, BUSY) if over_websocket else (serve_client, FAREWELLS[Outcome.LIMIT])
 
         def accepted(sock: socket.socket, address: Any) -> None:
             peer = Endpoint(plain_host(address[0]), address[1])
             if not door.lets_in(peer.host):
                 self._refuse(sock, peer, door, "trusted_networks", None)
                 return
-            if door.expects_header(peer.host):
+            if door.learns_later(peer.host):
                 limit = house.admission.admit_unknown()
             else:
                 limit = house.admission.admit(peer.host)
             if limit is None:
-                logins.start_soon(serve_client, sock, peer, door, house)
+                logins.start_soon(serve, sock, peer, door, house)
             else:
-                self._refuse(sock, peer, door, limit, FAREWELLS[Outcome.LIMIT])
+                self._refuse(sock, peer, door, limit, farewell)
 
         return accepted
 
@@ -241,8 +250,29 @@ class Worker:
         link.on_known = house.throttle.learn_known
         link.on_used = house.meters.deduct
         link.on_view = self._see
-        link.on_hello = lambda: link.tell(["metrics", METRICS.everything()])
+        link.on_hello = self._introduce
         link.on_scrape = self._tell_figures
+        trace_when_told(link, house)
+        link.on_ask = Informant(house).answer
+        link.on_log_level = _set_level
+        link.on_watch = self._be_watched
+        house.happenings.tell = self._tell_event
+
+    def _tell_event(self, kind: str, event: str, values: dict[str, Any]) -> None:
+        """Something has happened that somebody wants to know; perhaps in a callback of the engine's."""
+        self.house.engine.stir()
+        self._link.tell_if_read(["event", kind, event, values])
+
+    def _be_watched(self, kinds: list[Any]) -> None:
+        """Somebody looks on; or nobody does any more."""
+        self.house.happenings.wanted = frozenset(kinds)
+        tell = self._tell_event
+        limits.watch((lambda values: tell("limit", "limit.reached", values)) if "limit" in kinds else None)
+
+    def _introduce(self) -> None:
+        """The steward is another, and knows nothing of what was counted here."""
+        self._link.tell(["metrics", METRICS.everything()])
+        self._usable = True
 
     def _see(self) -> None:
         """The steward has said what the backends are like."""
@@ -275,7 +305,18 @@ class Worker:
             self.house.metrics.loop_delay(trio.current_time() - due)
             self._control.post(["alive"])
             self._tell_figures()
+            if self.house.authenticator.usable is not self._usable:
+                self._usable = not self._usable
+                self._link.tell(["usable", self._usable])
+            self.house.tracing.tick()
+            self._cluster.directions.expire(time.time())  # the steward says so too, if he lives
             if self._ebb.is_out(self.house.admission.open):
                 await trio.to_thread.run_sync(give_back)
             while used := self.house.meters.take_used():
                 self._link.tell_lazily(["used", used])
+
+
+def _set_level(level: str) -> None:
+    """The steward has said how much to log."""
+    if level in LEVELS:
+        set_level(cast(Level, level))

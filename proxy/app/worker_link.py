@@ -37,6 +37,7 @@ class WorkerLink:
     packets: Packets
     reported: bool = False
     accepting: bool = False
+    usable: bool = True  # some identity source answers him
     shown: int = 0  # the view that he was told last
     lodgers: list[Guest] = field(default_factory=list)  # of his report
     waiting: dict[int, trio.CancelScope] = field(default_factory=dict)  # admits that have to wait

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable
 
 from proxy.observe import metrics
@@ -26,6 +28,11 @@ _DURATION = metrics.histogram(
     source=None,
 )
 
+# After so many logins in a row that nobody could judge the sources count as out, for so long. Then they get another
+# chance: who is sent nobody because of it would never learn that they are back.
+_OUT_AFTER = 3
+_OUT_SECONDS = 15.0
+
 
 class Answers:
     """The series of all sources, moved in the event loop's thread."""
@@ -34,12 +41,28 @@ class Answers:
         names = dict.fromkeys(sources)
         self._numbers = {name: {kind: NumberTally(_ANSWERS.labels(name, kind)) for kind in KINDS} for name in names}
         self._durations = {name: HistogramTally(_DURATION.labels(name), BUCKETS) for name in names}
+        self._in_vain = 0  # logins that nobody could judge, in a row
+        self._failed_at = -math.inf
         METRICS.on_flush(self.flush)
+
+    @property
+    def usable(self) -> bool:
+        """Whether logins can be judged, so far as is known."""
+        return self._in_vain < _OUT_AFTER or time.monotonic() - self._failed_at > _OUT_SECONDS
 
     def heard(self, source: str, kind: str, seconds: float) -> None:
         """A source has answered."""
         self._numbers[source][kind].value += 1
         self._durations[source].observe(seconds)
+
+    def judged(self) -> None:
+        """All sources together have said yes or no to a login."""
+        self._in_vain = 0
+
+    def unjudged(self) -> None:
+        """Those that would have had to are out."""
+        self._in_vain += 1
+        self._failed_at = time.monotonic()
 
     def flush(self) -> None:
         """Add what the tallies hold."""

@@ -76,6 +76,11 @@ class Authenticator:
         # LOGIN stands for the command; EXTERNAL is the listener's to offer.
         self.mechanisms = frozenset(self._by_mechanism) | (SCRAM_MECHANISMS if keyed else frozenset())
 
+    @property
+    def usable(self) -> bool:
+        """Whether logins can be judged, so far as is known by the last ones."""
+        return self._answers.usable
+
     async def authenticate(self, credentials: Credentials, origin: Origin) -> Identity:
         """Find out who this is, and whether it may act as the one it asks for.
 
@@ -207,7 +212,7 @@ class Authenticator:
         Raises:
             Refused: A source's no; UNAVAILABLE, where one of those before it could not say; or nobody's it is.
         """
-        unavailable = ""
+        unavailable, outage = "", False
         whys: list[str] = []
         for source in sources:
             kind, began = "", time.monotonic()
@@ -218,19 +223,25 @@ class Authenticator:
                 detail = f"{source.name}: {refusal.detail}"
                 if refusal.outcome is Outcome.UNAVAILABLE:
                     kind, unavailable = answers.UNAVAILABLE, unavailable or detail
+                    outage = outage or not refusal.person
                     continue
                 kind = answers.NO
                 if unavailable:
                     break
+                self._answers.judged()
                 raise Refused(refusal.outcome, detail, limit=refusal.limit, wait_seconds=refusal.wait_seconds) from None
             finally:
                 if kind:  # else the client has left
                     self._answers.heard(source.name, kind, time.monotonic() - began)
             if not isinstance(found, NotMine):
+                self._answers.judged()
                 return found
             whys.append(f"{source.name}: {found.why}")
+        if outage:
+            self._answers.unjudged()
         if unavailable:
             raise Refused(Outcome.UNAVAILABLE, unavailable)
+        self._answers.judged()
         raise Refused(Outcome.AUTHENTICATION_FAILED, "; ".join(whys) or "no source can judge this mechanism")
 
     def _authorize(self, asked: str, name: str, identity: Identity) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import trio
 
+from proxy.backends import last_failure
 from proxy.backends.backend import Backend
 from proxy.backends.pool import Pool
 from proxy.observe import metrics
@@ -27,6 +28,12 @@ _DURATION = metrics.histogram(
     "porter_backend_check_duration_seconds",
     "How long active checks of backends took, failed ones included.",
     (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+_NOT_AFTER = metrics.gauge(
+    "porter_backend_certificate_not_after_timestamp_seconds",
+    "When the certificate ends that the backend showed to its last check, Unix time.",
+    merge="min",
+    backend=None,
 )
 
 
@@ -76,6 +83,7 @@ class Monitor:
         if all(other.name != backend.name for other in self._pool):
             for result in _RESULTS:
                 _CHECKS.remove(backend.name, result)
+            _NOT_AFTER.remove(backend.name)
 
     async def _check(self, backend: Backend) -> bool:
         """Whether it works, so far as could be told."""
@@ -102,11 +110,15 @@ class Monitor:
         check = backend.check(self._health.login)
         with trio.move_on_after(self._health.timeout):
             try:
-                await check.run()
+                told = await check.run()
             except Refused as refusal:
                 if refusal.step == "local":
                     raise _NotTried(refusal.detail) from None
                 whose = "the probe's (health.login): " if refusal.step == "login" and self._health.login else ""
+                last_failure.failed(backend.name, refusal.step)
                 return f"{refusal.step}: {whose}{refusal.detail}"
+            if told.certificate is not None and told.certificate.not_after is not None:
+                _NOT_AFTER.labels(backend.name).set(told.certificate.not_after.timestamp())
             return ""
+        last_failure.failed(backend.name, check.step)
         return f"{check.step}: no answer within {self._health.timeout:g} s"

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from proxy.admin.commands import VERBS, Change
-from proxy.cli.running import ask, conversation, path_of, rough_duration
+from proxy.cli.options import Call
+from proxy.cli.running import Proxy, conversation, count, put, rough_duration
 from proxy.cli.terminal import console, plain, table
-from proxy.settings.models import Settings
-from proxy.settings.units import duration_text
+from proxy.settings.units import duration_text, parse_duration
 
 _NUMBERS = ("weight", "sessions", "users", "waiting")
 _COLOURS = {"up": "green", "drain": "yellow", "down": "red"}
 
 
-def backends(config: Path, json_output: bool) -> int:
+def backends(call: Call) -> int:
     """Show every backend.
 
     Returns:
-        0; 1: the settings have mistakes, or no `admin.socket`; 3: the proxy doesn't answer.
+        As running.conversation().
     """
-
-    def request(path: Path, _settings: Settings) -> dict[str, Any]:
-        return ask(path, path_of("v1", "backends"))
-
-    return conversation(config, json_output, request, _show_backends)
+    return put(call, "backends", _show_backends)
 
 
 def change(
-    backend: str,
+    call: Call,
     verb: str,
-    config: Path,
-    *,
+    backend: str,
     reason: str,
-    json_output: bool,
+    *,
     weight: int | None = None,
     over_seconds: float | None = None,
     over_drain: bool = False,
@@ -44,21 +37,30 @@ def change(
     """Change one backend.
 
     Args:
-        verb: One of `admin.commands.VERBS`.
-        over_drain: Without `over_seconds`, `timeouts.drain` of the settings takes its place.
+        call: Whom to ask.
+        verb: One of the table that takes a backend.
+        backend: Which.
+        reason: Why.
+        weight: For `weight`.
+        over_seconds: For `drain`: how long those who are there have to leave; None: they stay.
+        over_drain: Without `over_seconds`, the settings' `timeouts.drain` takes its place.
     Returns:
-        0; 1: the settings have mistakes, or no `admin.socket`; 2: it cannot be done; 3: the proxy doesn't answer.
+        As running.conversation().
     """
 
-    def request(path: Path, settings: Settings) -> dict[str, Any]:
-        over = settings.timeouts.drain if over_drain and over_seconds is None else over_seconds
-        wanted = Change.make(verb, reason, weight=weight, over_seconds=over)
-        return {**ask(path, path_of("v1", "backends", backend), wanted.as_document()), "over_seconds": over}
+    def request(proxy: Proxy) -> dict[str, Any]:
+        over = _drain_seconds(proxy) if over_drain and over_seconds is None else over_seconds
+        values: dict[str, Any] = {"weight": weight, "over_seconds": over}
+        given = {name: value for name, value in values.items() if value is not None}
+        return {**proxy.ask(verb, backend=backend, reason=reason, **given), "over_seconds": over}
 
-    def show(answer: dict[str, Any]) -> None:
-        _show_change(answer, VERBS[verb].key)
+    return conversation(call, request, lambda answer: _show_change(answer, "weight" if verb == "weight" else "state"))
 
-    return conversation(config, json_output, request, show)
+
+def _drain_seconds(proxy: Proxy) -> float:
+    if proxy.settings is not None:
+        return proxy.settings.timeouts.drain
+    return parse_duration(proxy.ask("settings")["settings"]["timeouts"]["drain"])
 
 
 # --- for people ---
@@ -96,7 +98,8 @@ def _notes(view: dict[str, Any]) -> str:
 
 def _show_change(answer: dict[str, Any], key: str) -> None:
     before, after, over_seconds = answer["before"], answer["after"], answer["over_seconds"]
-    text = f"{after['name']}: {key} {after[key]}, was {before[key]}; {_people(after)}"
+    there = f"{count(after['sessions'], 'session')} of {count(after['users'], 'user')} there"
+    text = f"{after['name']}: {key} {after[key]}, was {before[key]}; {there}"
     if over_seconds is not None:
         text += f"; those who are not bound to it move within {duration_text(over_seconds)}"
     out = console()
@@ -104,8 +107,3 @@ def _show_change(answer: dict[str, Any], key: str) -> None:
     if answer["warning"]:
         out.print(plain(answer["warning"], "yellow"), soft_wrap=True)
     out.print("This lasts until the proxy starts anew; the settings file stays as it is.", soft_wrap=True)
-
-
-def _people(view: dict[str, Any]) -> str:
-    sessions, users = view["sessions"], view["users"]
-    return f"{sessions} session{'' if sessions == 1 else 's'} of {users} user{'' if users == 1 else 's'} there"

@@ -1,15 +1,18 @@
-"""`imap-porter hash-password`: from a password to the line that users.yaml wants."""
+"""`imap-porter hash-password`: from a password to the line that users.yaml wants; or a new token and its hash."""
 
 from __future__ import annotations
 
+import secrets
 import sys
 
+from proxy.auth.passwords import Parameters
 from proxy.auth.passwords import hash_password as make_hash
 from proxy.auth.scram_keys import make_scram_keys, scram_text
 from proxy.cli.secret_input import UnusableSecret, read_secret
 
 EXIT_REFUSED = 1
 EXIT_INTERRUPTED = 130  # as shells count a SIGINT
+_TOKEN_OCTETS = 32
 
 
 def hash_password(*, scram: bool = False) -> int:
@@ -28,6 +31,15 @@ def hash_password(*, scram: bool = False) -> int:
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
     print(made)
+    return 0
+
+
+def make_token() -> int:
+    """Print a new token for the administrators' API, and its hash on the next line."""
+    token = secrets.token_urlsafe(_TOKEN_OCTETS)
+    print(token)
+    # What nobody can guess needs no costly hash, and whoever guesses costs nothing either.
+    print(make_hash(token.encode("ascii"), Parameters(memory_kib=8, time=1, parallelism=1)))
     return 0
 
 

@@ -10,22 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from proxy.admin.placement import route_document
 from proxy.auth.file import read_users
 from proxy.auth.names import NameRules
-from proxy.cli.running import (
-    EXIT_REFUSED,
-    EXIT_UNAVAILABLE,
-    Declined,
-    NotAnswered,
-    NotAsked,
-    ask,
-    fail,
-    path_of,
-    rough_duration,
-)
+from proxy.cli.doors import NoDoor, NotAnswered, NotAsked, SocketDoor
+from proxy.cli.options import Call
+from proxy.cli.running import EXIT_REFUSED, EXIT_UNAVAILABLE, Declined, Proxy, fail, find_proxy, rough_duration
 from proxy.cli.terminal import EXIT_OK, EXIT_SETTINGS, console, plain, print_json, print_mistakes, table
 from proxy.model import Identity
 from proxy.outcome import Refused
@@ -36,38 +29,55 @@ from proxy.settings.models import Settings
 
 
 def route(name: str, config: Path, json_output: bool) -> int:
-    """Explain a name's placement on standard output.
+    """Explain a name's placement on standard output: of the running proxy's, or by the settings.
 
     Returns:
         0; 1: the settings have mistakes; 2: a login of that name would be refused; 3: the proxy doesn't answer.
     """
+    return route_by(Call(config, json_output), name)
+
+
+def route_by(call: Call, name: str) -> int:
+    """As route(). By a URL the running proxy alone is asked.
+
+    Returns:
+        As route().
+    """
     unasked = ""
     try:
-        settings = load(config)
-        try:
-            document = _ask(name, settings)
-        except NotAsked as exc:
-            unasked = str(exc)
-            document = _by_settings(name, settings)
+        if call.url is not None:
+            document = find_proxy(call).ask("route", name=name)
+        else:
+            settings = load(call.config)
+            try:
+                document = _ask(name, settings)
+            except NotAsked as exc:
+                unasked = str(exc)
+                document = _by_settings(name, settings)
     except SettingsError as exc:
-        print_mistakes(exc, json_output)
+        print_mistakes(exc, call.json_output)
         return EXIT_SETTINGS
+    except NoDoor as exc:
+        return fail(call.json_output, EXIT_SETTINGS, str(exc))
     except NotAnswered as exc:
-        return fail(json_output, EXIT_UNAVAILABLE, str(exc))
+        return fail(call.json_output, EXIT_UNAVAILABLE, str(exc))
     except (Declined, Refused) as exc:
         problem = exc.detail if isinstance(exc, Refused) and exc.detail else str(exc)
-        return fail(json_output, EXIT_REFUSED, f"{problem} ({_alone(unasked)})" if unasked else problem)
-    if json_output:
+        return fail(call.json_output, EXIT_REFUSED, f"{problem} ({_alone(unasked)})" if unasked else problem)
+    if call.json_output:
         print_json({"ok": bool(document["backend"]), **document, "unasked": unasked})
     else:
-        _show(document, unasked)
+        out = console()
+        show_route(out, document)
+        if unasked:
+            out.print(plain(_alone(unasked), "yellow"), soft_wrap=True)
     return EXIT_OK if document["backend"] else EXIT_REFUSED
 
 
 def _ask(name: str, settings: Settings) -> dict[str, Any]:
     if settings.admin.socket is None:
         raise NotAsked("admin.socket is not set")
-    return ask(settings.admin.socket, path_of("v1", "route", name))
+    return Proxy(SocketDoor(settings.admin.socket), settings).ask("route", name=name)
 
 
 def _by_settings(name: str, settings: Settings) -> dict[str, Any]:
@@ -91,8 +101,8 @@ def _identity(canonical: str, settings: Settings, rules: NameRules) -> Identity:
 # --- for people ---
 
 
-def _show(document: dict[str, Any], unasked: str) -> None:
-    out = console()
+def show_route(out: Console, document: dict[str, Any]) -> None:
+    """What /v1/route answers."""
     rows = table()
     for label, value in _rows(document):
         rows.add_row(Text(label, "bold"), plain(value))
@@ -108,8 +118,6 @@ def _show(document: dict[str, Any], unasked: str) -> None:
         out.print(plain(f"{document['backend']}: {document['reason']}"), soft_wrap=True)
     else:
         out.print(plain(f"refused: {document['reason']}", "red"), soft_wrap=True)
-    if unasked:
-        out.print(plain(_alone(unasked), "yellow"), soft_wrap=True)
 
 
 def _alone(unasked: str) -> str:

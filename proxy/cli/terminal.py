@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, TypeVar
 
 import trio
@@ -21,6 +22,7 @@ from rich.text import Text
 
 from proxy.observe import log
 from proxy.settings.mistakes import Mistake, SettingsError, printable
+from proxy.settings.units import OCTETS
 
 EXIT_OK = 0
 EXIT_SETTINGS = 1
@@ -64,7 +66,16 @@ def milliseconds(seconds: float | None) -> Text:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print JSON for scripts, all of it printable ASCII: no character in it means anything to a terminal."""
-    print(json.dumps(document, indent=2).replace("\x7f", "\\u007f"))  # the one control that json leaves
+    print(_json(document, indent=2))
+
+
+def print_json_line(document: dict[str, Any]) -> None:
+    """Print JSON for scripts that read line by line, at once."""
+    print(_json(document), flush=True)
+
+
+def _json(document: dict[str, Any], indent: int | None = None) -> str:
+    return json.dumps(document, indent=indent).replace("\x7f", "\\u007f")  # the one control that json leaves
 
 
 def print_mistakes(error: SettingsError, json_output: bool) -> None:
@@ -108,3 +119,18 @@ def run(main: Callable[[], Awaitable[_Result]]) -> _Result:
     except* KeyboardInterrupt:
         pass
     raise KeyboardInterrupt
+
+
+def clock(point: float, *, milliseconds: bool = False) -> str:
+    """A point in time (Unix time) as the clock on the wall has it; with the day, where that is not today."""
+    when = datetime.fromtimestamp(point).astimezone()
+    text = when.isoformat(" ", "milliseconds" if milliseconds else "seconds")[: 23 if milliseconds else 19]
+    return text.partition(" ")[2] if when.date() == datetime.now().astimezone().date() else text
+
+
+def size(octets: float) -> str:
+    """Octets as people say it: in the largest unit of which there is one."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if octets >= OCTETS[unit]:
+            return f"{octets / OCTETS[unit]:.1f} {unit}"
+    return f"{octets:.0f} B"

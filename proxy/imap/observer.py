@@ -78,10 +78,11 @@ class Observer(CommandStream):
     `client_skip`, `backend_skip`: octets of a literal still to come. Whoever carries a chunk that is no longer may
     subtract its length instead of calling `from_client` or `from_backend`.
     `refusal`: set while a refused command has to be taken with `swallow`.
+    `answered`: how many commands have had their answer.
     `violation`: why the session has to end; nothing more of the client's may reach the backend.
     """
 
-    __slots__ = ("_after_literal", "_alone", "_back", "backend_skip")
+    __slots__ = ("_after_literal", "_alone", "_back", "answered", "backend_skip")
 
     def __init__(
         self,
@@ -93,6 +94,7 @@ class Observer(CommandStream):
     ) -> None:
         super().__init__(tally, clock, refused, permits)
         self._alone = lines_without_arguments(refused)
+        self.answered = 0
         self.backend_skip = 0
         # None: at the start of a response; else what is kept of the unfinished line.
         self._back: bytes | None = None
@@ -108,6 +110,11 @@ class Observer(CommandStream):
             alone = self._more is None or (self._tag is None and len(self._more) == 1)
             return State.IN_IDLE if alone else State.BUSY
         return State.BLIND if mode == BLIND else State.BUSY
+
+    @property
+    def idle_tag(self) -> bytes:
+        """Of the IDLE that goes on; b"": there is none."""
+        return (self._tag or b"").rstrip(b" ") if self.state is State.IN_IDLE else b""
 
     @property
     def between_responses(self) -> bool:
@@ -182,6 +189,7 @@ class Observer(CommandStream):
             and 0x0A not in data[:-1]
         ):
             self._tag = None
+            self.answered += 1
             self._tally.finished(self._name, self._clock() - self._since)
             return
         at, end = 0, len(data)
@@ -280,6 +288,7 @@ class Observer(CommandStream):
                 self._more = None
         else:
             return  # not asked for, or an empty tag: status is 0
+        self.answered += 1
         self._tally.finished(name, self._clock() - since)
         if tag == self._current:
             self._current_answered(compressed=name == COMPRESS and data[status : status + 2].upper() == b"OK")

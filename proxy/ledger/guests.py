@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import islice
 
 from proxy.ledger.resident import Stage, Why
@@ -23,6 +24,11 @@ class Guest:
     stage: Stage = Stage.TRYING
     why: Why = "hash"  # of its placement
     verified: bool = True
+
+    @property
+    def address(self) -> str:
+        """Of the client, as it is written."""
+        return self.client.rpartition(":")[0].strip("[]")
 
 
 class Guests:
@@ -74,6 +80,52 @@ class Guests:
         return len(self._by_worker.get(worker, ()))
 
     # --- for lists: never more than can be shown, in the order of their coming ---
+
+    @property
+    def users(self) -> int:
+        """How many users have any."""
+        return len(self._by_name)
+
+    def crowds(self, most: int) -> list[tuple[str, int]]:
+        """Users and how many they have, those with the most first."""
+        counts = ((name, len(guests)) for name, guests in self._by_name.items())
+        return nsmallest(most, counts, key=lambda each: (-each[1], each[0]))
+
+    def search(
+        self,
+        *,
+        user: str | None = None,
+        backend: str | None = None,
+        address: str | None = None,
+        listener: str | None = None,
+        worker: str | None = None,
+        after: str | None = None,
+        most: int,
+    ) -> tuple[list[Guest], int]:
+        """Those to whom all that is given applies, by id; and how many these are.
+
+        Args:
+            address: Of the client, without its port.
+            after: Those behind this id alone, whether or not it is there: pages stay whole while guests come and go.
+            most: At most so many.
+        """
+        there: Iterable[Guest] = self._by_id.values()
+        if user is not None:
+            there = self._by_name.get(user, {}).values()
+        elif worker is not None:
+            there = self._by_worker.get(worker, {}).values()
+        found = [
+            guest
+            for guest in there
+            if (backend is None or guest.backend == backend)
+            and (worker is None or guest.worker == worker)
+            and (listener is None or guest.listener == listener)
+            and (address is None or guest.address == address)
+        ]
+        total = len(found)
+        if after is not None:
+            found = [guest for guest in found if guest.id > after]
+        return nsmallest(most, found, key=lambda guest: guest.id), total
 
     def first(self, most: int) -> list[Guest]:
         """Some of all."""

@@ -307,6 +307,12 @@ class Homes:
             self._moves.hasten(resident, now)
         return len(resident.sessions)
 
+    def unbind(self, name: str) -> None:
+        """What bound him to his backend does not any more."""
+        resident = self._residents.get(name)
+        if resident is not None and resident.why == "override":
+            resident.why = "hash"  # until his next login tells
+
     def hasten(self, name: str, now: float) -> None:
         """Logins of this user wait: he does not, until his eviction's time has come."""
         resident = self._residents.get(name)

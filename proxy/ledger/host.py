@@ -39,6 +39,10 @@ _MOVES_IN_FLIGHT = metrics.gauge(
     "porter_moves_in_flight", "Users whose sessions are being closed for a move, or have just been."
 )
 _WAITING = metrics.gauge("porter_moves_waiting_logins", "Logins that wait until their user's move has ended.")
+_STUCK = metrics.counter(
+    "porter_moves_stuck_total",
+    "Times that sessions had to be told again that they should end, since they were still there.",
+)
 _PINS_DROPPED = metrics.counter(
     "porter_placement_pins_dropped_total",
     "Users whose last backend was forgotten before its time, for want of room.",
@@ -279,6 +283,10 @@ class Ledger:
         self._act()
         return sessions
 
+    def unbind(self, name: str) -> None:
+        """Nobody says any more where this user has to be: he may leave where he is like others."""
+        self._homes.unbind(name)
+
     def evict(self, backend: str, outcome: Outcome, *, spread: float, patience: float) -> int:
         """Close all sessions at a backend, spread over so many seconds; gives how many there are.
 
@@ -365,6 +373,7 @@ def _account(closings: Iterable[Closing]) -> None:
     for closing in closings:
         count = len(closing.session_ids)
         if closing.repeated:
+            _STUCK.inc()
             log.warning("ledger.move_stuck", name=closing.name, backend=closing.backend, sessions=count)
             continue
         moves[closing.reason] += closing.begins

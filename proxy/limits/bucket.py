@@ -31,6 +31,11 @@ class Rate:
         """Seconds until there is a whole token; nothing or less: there is one."""
         return full_at - now - self._least
 
+    def left(self, full_at: float, now: float) -> int:
+        """How many whole tokens there are."""
+        missing = max(full_at - now, 0.0) / self.seconds_each
+        return max(0, int(self.count - missing + _TOLERANCE))
+
     def debt(self, full_at: float, now: float) -> float:
         """Seconds until what was taken beyond the last token is paid; nothing or less: nothing was."""
         return full_at - now - self.per

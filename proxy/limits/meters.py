@@ -130,6 +130,20 @@ class Meters:
                 if (rule := self._by_key.get(key)) is not None:
                     user.buckets[rule.index] = rule.rate.take(user.buckets[rule.index], now, count)
 
+    def left(self, name: str) -> list[dict[str, Any]]:
+        """What a user has left of each limit that counts over all of his sessions, so far as is known here."""
+        user, now = self._users.get(name), self._clock()
+        buckets = [NEVER_USED] * len(self._of_user) if user is None else user.buckets
+        return [
+            {
+                "limit": rule.limit if rule.key in (ALL, _BYTES) else f"{rule.limit} ({rule.key})",
+                "most": rule.rate.count,
+                "left": rule.rate.left(buckets[rule.index], now),
+                "per_seconds": rule.rate.per,
+            }
+            for rule in self._of_user
+        ]
+
     def note(self, user: _User) -> None:
         """The user has used something that is to be told."""
         user.untold = True

@@ -45,6 +45,10 @@ class LoginRates:
         for table, whom in self._counted(name, address):
             table.take(whom, now)
 
+    def left(self, name: str, now: float) -> int:
+        """How many logins a user has left just now."""
+        return 0 if self._by_user is None else self._by_user.left(name, now)
+
     def _counted(self, name: str, address: str) -> list[tuple[_Table, str | bytes]]:
         counted: list[tuple[_Table, str | bytes]] = []
         if self._by_user is not None:
@@ -69,6 +73,10 @@ class _Table:
     def has(self, whom: str | bytes, now: float) -> bool:
         """Whether there is a token left."""
         return self._rate.wait(self._buckets.get(whom, NEVER_USED), now) <= 0
+
+    def left(self, whom: str | bytes, now: float) -> int:
+        """How many tokens there are."""
+        return self._rate.left(self._buckets.get(whom, NEVER_USED), now)
 
     def take(self, whom: str | bytes, now: float) -> None:
         """Take one out, be it there or not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from proxy.observe import metrics
@@ -29,7 +30,6 @@ ACTIONS: Final = {
     "commands_per_session": _COMMAND_ACTIONS,
     "bytes_per_user": ("delay", "disconnect"),
 }
-_SILENCE_SECONDS = 60.0
 # Of limits and names: whoever is pushed out may be told of once more, a little early.
 _MOST_TOLD = 10_000
 
@@ -47,14 +47,18 @@ _COUNTERS = {
 class _Told:
     """When each was told of, the longest ago first."""
 
-    def __init__(self) -> None:
+    def __init__(self, silence: float) -> None:
+        """Args:
+        silence: In seconds, between two times of the same.
+        """
+        self._silence = silence
         self._last: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def again(self, limit: str, name: str, now: float) -> bool:
         """Whether it is time to tell, which then counts as done."""
         key = (limit, name)
         last = self._last.get(key)
-        if last is not None and now - last < _SILENCE_SECONDS:
+        if last is not None and now - last < self._silence:
             return False
         self._last[key] = now
         self._last.move_to_end(key)
@@ -63,7 +67,25 @@ class _Told:
         return True
 
 
-_told = _Told()
+Listener = Callable[[dict[str, str]], object]
+
+
+class _Watch:
+    """Whoever looks on just now."""
+
+    def __init__(self, listener: Listener | None = None) -> None:
+        self.listener = listener
+        self.told = _Told(1.0)
+
+
+_told = _Told(60.0)
+_watch = _Watch()
+
+
+def watch(listener: Listener | None) -> None:
+    """Tell somebody of limits that are reached, once a second for each and whoever reached it; None: nobody."""
+    global _watch
+    _watch = _Watch(listener)
 
 
 def reached(limit: str, action: str = REFUSE, *, name: str = "", client: str = "", command: str = "") -> None:
@@ -77,5 +99,8 @@ def reached(limit: str, action: str = REFUSE, *, name: str = "", client: str = "
         command: What was commanded. "": it was no command.
     """
     _COUNTERS[limit, action].inc()
-    if _told.again(limit, name or client, time.monotonic()):
+    who, now = name or client, time.monotonic()
+    if (listener := _watch.listener) is not None and _watch.told.again(limit, who, now):
+        listener({"limit": limit, "action": action, "user": name, "client": client})
+    if _told.again(limit, who, now):
         log.info("limit.reached", limit=limit, action=action, name=name, client=client, command=command)

@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import re
+import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -192,6 +193,15 @@ class Metrics:
         self.flush()
         return [change for heard in self._heard.values() for change in heard.totals()]
 
+    def look(self, name: str) -> tuple[tuple[float, ...], list[tuple[tuple[str, ...], Any]]]:
+        """A metric's buckets, if it has any, and its series with what they are, as far as all processes have told.
+
+        A histogram's series are their counts, by bucket, and their sum. Tallies of this process are as of the last
+        flush().
+        """
+        heard = self._heard[name]
+        return tuple(heard.family.bounds), list(heard.values())
+
     def exposition(self) -> tuple[bytes, str]:
         """All metrics as text, and its content type; in the thread that moves the tallies."""
         self.flush()
@@ -276,6 +286,9 @@ class _Process:
         self._descriptors = metrics.gauge(
             "porter_process_open_descriptors", "Descriptors that the process has open.", process=None
         )
+        self._most_descriptors = metrics.gauge(
+            "porter_process_max_descriptors", "Descriptors that the process may have open.", merge="min", process=None
+        )
         self._start = metrics.gauge(
             "porter_process_start_timestamp_seconds", "When the process began its program, Unix time.", process=None
         )
@@ -291,10 +304,11 @@ class _Process:
         self._cpu.labels(name).set(time.process_time())
         self._resident.labels(name).set(_resident_bytes())
         self._descriptors.labels(name).set(_open_descriptors())
+        self._most_descriptors.labels(name).set(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
     def _rename(self, name: str) -> None:
         if self._named:
-            for gauge in (self._cpu, self._resident, self._descriptors, self._start):
+            for gauge in (self._cpu, self._resident, self._descriptors, self._most_descriptors, self._start):
                 gauge.remove(self._named)
         self._named = name
         self._start.labels(name).set(time.time())

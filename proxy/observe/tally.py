@@ -16,6 +16,8 @@ from proxy.observe.metrics import METRICS, Counter, Gauge, Histogram, add_observ
 # As in imap/commands.py, which stands a floor above and is pure: neither may import the other.
 OTHER = "OTHER"
 IDLE = "IDLE"
+# As in imap/observer.py, for the same reason.
+BLIND_REASONS = ("compress", "backend_literal", "other")
 
 COMMAND_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0)
 # Clients leave IDLE after less than 29 minutes (RFC 9051 §6.3.13).
@@ -41,7 +43,7 @@ _RELAYED = metrics.counter(
 _BLIND = metrics.counter(
     "porter_observer_blind_total",
     "Sessions whose commands can no longer be told apart; their octets flow on.",
-    reason=None,
+    reason=BLIND_REASONS,
 )
 
 

@@ -131,7 +131,7 @@ class Engine:
         due = math.ceil((self._clock() + seconds) / _GRAIN_SECONDS) * _GRAIN_SECONDS
         if not self._pauses or due < self._pauses[0][0]:
             self._earlier.set()
-            self._stir()
+            self.stir()
         heapq.heappush(self._pauses, (due, next(self._count), session))
         return due
 
@@ -144,11 +144,11 @@ class Engine:
 
     def redirect(self, descriptor: int, callback: Callback) -> None:
         """Call back somewhere else from now on."""
-        self._stir()
+        self.stir()
         self._callbacks[descriptor] = callback
 
-    def _stir(self) -> None:
-        """What happens to a session may wake a task: trio must look."""
+    def stir(self) -> None:
+        """What a callback does may wake a task: trio must look."""
         if self._wait is not None:
             self._wait.stirred = True
 
@@ -159,7 +159,7 @@ class Engine:
 
     def remove(self, session: Carried, descriptors: Iterable[int]) -> None:
         """Let a session go. Its descriptors are closed next, and with that leave the epoll (epoll(7), Q6)."""
-        self._stir()
+        self.stir()
         for descriptor in descriptors:
             self.forget(descriptor)
         self._sessions.pop(session.id, None)

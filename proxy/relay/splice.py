@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from proxy.imap.observer import Observer, State
 from proxy.ledger.session import Session
@@ -51,6 +51,16 @@ class Carriage:
     on_end: Callable[[Splice, Outcome], None]  # called once per session, both sides closed
     on_parted: Callable[[Splice], None]  # called when the backend is closed and the client lingers
     partings: Partings
+
+
+class Transfers(NamedTuple):
+    """How a session reads and writes."""
+
+    client_recv: Callable[[int], bytes]
+    client_send: Callable[[bytes | memoryview], int]
+    backend_recv: Callable[[int], bytes]
+    backend_send: Callable[[bytes | memoryview], int]
+    backend_is_plain: bool  # then what is faster than these may be used
 
 
 class Splice(ABC):
@@ -130,6 +140,17 @@ class Splice(ABC):
     @property
     def observer(self) -> Observer:
         return self._observer
+
+    @property
+    def transfers(self) -> Transfers:
+        """How it reads and writes just now. Whoever looks on (`tracing`) puts himself in between, and leaves again."""
+        return Transfers(
+            self._client_recv, self._client_send, self._backend_recv, self._backend_send, self._backend_is_plain
+        )
+
+    @transfers.setter
+    def transfers(self, transfers: Transfers) -> None:
+        self._client_recv, self._client_send, self._backend_recv, self._backend_send, self._backend_is_plain = transfers
 
     @abstractmethod
     def on_client(self, events: int) -> None:

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from proxy.model import Identity, Placement
 from proxy.routing.backend import Backend
+from proxy.routing.directions import Directions
 from proxy.routing.explanation import Explanation, explain
 from proxy.routing.health import Health
 from proxy.routing.memory import Memo, memos, what_is_asked
@@ -76,6 +77,7 @@ class Cluster:
         }
         self._has_discovered = False
         self.addresses: Mapping[str, tuple[str, ...]] = {}  # of discovered servers, as they were recalled
+        self.directions = Directions()  # what administrators said of users
         self.revision = 0  # grows whenever there is something for others to recall; ages and counts are not
         self.on_event: Callable[[BackendEvent], None] = _unheard
         self._show(View(self._standings(), routing))
@@ -96,9 +98,10 @@ class Cluster:
         Raises:
             Refused: UNAVAILABLE: a backend is named for him, or a tag given, that there is not.
         """
-        return self._placed(
-            identity.name, identity.backend, identity.attributes.get(self._tag_attribute), identity.source
-        )
+        asked = (identity.name, identity.backend, identity.attributes.get(self._tag_attribute), identity.source)
+        if self.directions and (said := self.directions.get(identity.name)) is not None:
+            return self._view.directed(said, partial(self._placed, *asked))
+        return self._placed(*asked)
 
     def explain(self, identity: Identity) -> Explanation:
         """Say it with reasons, for people.
@@ -106,7 +109,7 @@ class Cluster:
         Raises:
             Refused: As `place`.
         """
-        return explain(self._view, identity)
+        return explain(self._view, identity, self.directions.get(identity.name))
 
     def servers(self) -> tuple[Server, ...]:
         """The backends as they were set or found, whatever was said of them since."""

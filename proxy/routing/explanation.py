@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from proxy.model import Identity, Placement
+from proxy.routing.directions import Said
 from proxy.routing.view import Pool, Standing, View
 from proxy.settings.models import State
 
@@ -38,18 +40,23 @@ class Explanation:
     why: str
 
 
-def explain(view: View, identity: Identity) -> Explanation:
+def explain(view: View, identity: Identity, said: Said | None = None) -> Explanation:
     """Say how somebody is placed.
 
+    Args:
+        said: What administrators said of him.
     Raises:
         Refused: As with the placement itself.
     """
     name, attribute = identity.name, view.routing.tags.attribute
     given = identity.attributes.get(attribute)
-    placement = view.place(name, identity.backend, given, identity.source)
+    otherwise = partial(view.place, name, identity.backend, given, identity.source)
+    placement = otherwise() if said is None else view.directed(said, otherwise)
     override, override_from = view.override(name, identity.backend) or "", ""
     if override:
         override_from = "routing.overrides" if name in view.routing.overrides else f"source {identity.source}"
+    if said is not None and said.moved is not None and said.backend is not None:
+        override, override_from = said.backend, f"{said.moved.by}: {said.moved.reason}"
     tag, tag_from = view.tag(name, given), ""
     if tag:
         tag_from = f"attribute {attribute}" if given else "routing.tags.domains"
@@ -81,10 +88,10 @@ def _notes(each: Standing) -> Iterator[str]:
 
 
 def _why(placement: Placement, override_from: str, order: tuple[Candidate, ...]) -> str:
-    if placement.why == "override":
-        return f"named by {override_from}"
     if not placement.home:
         return placement.problem
+    if placement.why == "override":
+        return f"named by {override_from}"
     if placement.why == "hash":
         return "the highest score of those that take new homes"
     lost = next(each.name for each in order if each.state != "drain")

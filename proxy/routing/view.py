@@ -8,12 +8,13 @@ no cache. Every answer that can be given is made beforehand, and finding one is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from proxy.model import Placement
+from proxy.model import NO_ATTRIBUTES, Placement
 from proxy.outcome import Outcome, Refused
+from proxy.routing.directions import Said
 from proxy.routing.rendezvous import Member, Rendezvous, epoch
 from proxy.settings.models import Routing, Server, State
 
@@ -141,6 +142,24 @@ class View:
             by = "in routing.overrides" if name in self.routing.overrides else f"by source {source}"
             raise Refused(Outcome.UNAVAILABLE, f'unknown backend "{override}" given {by}')
         return self._overridden[backend]
+
+    def directed(self, said: Said, otherwise: Callable[[], Placement]) -> Placement:
+        """Say where somebody belongs of whom administrators have said something.
+
+        Args:
+            said: What they have said.
+            otherwise: Says where he would belong without.
+        Raises:
+            Refused: UNAVAILABLE: there is no such backend any more; or as `otherwise` does.
+        """
+        if said.held is not None:
+            problem = f"held by {said.held.by}: {said.held.reason}"
+            return Placement("", "override", frozenset(), frozenset(), NO_ATTRIBUTES, problem)
+        if said.moved is None or said.backend is None:
+            return otherwise()
+        if said.backend not in self._overridden:
+            raise Refused(Outcome.UNAVAILABLE, f'unknown backend "{said.backend}" given by {said.moved.by}')
+        return self._overridden[said.backend]
 
     def override(self, name: str, named: str | None) -> str | None:
         """What wins over the hash, as it is spelled."""

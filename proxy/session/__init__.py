@@ -3,6 +3,6 @@
 from proxy.session.ending import end_session, leave_backend
 from proxy.session.house import House
 from proxy.session.registrar import Registrar
-from proxy.session.visit import serve_client
+from proxy.session.visit import serve_client, serve_websocket
 
-__all__ = ["House", "Registrar", "end_session", "leave_backend", "serve_client"]
+__all__ = ["House", "Registrar", "end_session", "leave_backend", "serve_client", "serve_websocket"]

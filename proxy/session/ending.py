@@ -46,6 +46,7 @@ def hand_over(client: Stream, backend: BackendSession, early: bytes, session: Se
         observer = Observer(house.tally, time.monotonic, refused=refused, permits=permits)
         carried = MeteredRelay(house.engine, session, client, backend.stream, observer, house.carriage, meter)
     house.metrics.logged_in(session.backend)
+    house.tracing.opened(carried, backend.trailing_data)
     try:
         carried.start(early, backend.trailing_data)
     except Exception:
@@ -58,6 +59,18 @@ def end_session(relay: Splice, outcome: Outcome, house: House) -> None:
     if not relay.session.parted:
         leave_backend(relay, house)
     house.metrics.closed_after_login(outcome)
+    house.tracing.closed(relay, outcome)
+    if "session" in house.happenings.wanted:
+        session = relay.session
+        values = {
+            "id": session.id,
+            "user": session.name,
+            "client": str(session.client),
+            "backend": session.backend,
+            "outcome": outcome.value,
+            "seconds": round(time.monotonic() - session.started, 3),
+        }
+        house.happenings.tell("session", "session.closed", values)
     settle(relay.session, house, outcome, relay.bytes_from_client, relay.bytes_from_backend)
 
 

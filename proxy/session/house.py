@@ -15,8 +15,11 @@ from proxy.observe.tally import Tally
 from proxy.relay.closing import Closer
 from proxy.relay.engine import Engine
 from proxy.relay.splice import Carriage
+from proxy.relay.tracing import Tracing
+from proxy.session.happenings import Happenings
 from proxy.session.mechanisms import Mechanisms
 from proxy.session.metrics import SessionMetrics
+from proxy.session.refusals import Refusals
 from proxy.session.registrar import Registrar
 from proxy.settings.models import Settings
 
@@ -45,3 +48,6 @@ class House:
     metrics: SessionMetrics
     introduces: bool  # whether backends are told who the client is
     visits: set[Visit] = field(default_factory=set)  # connections before their login
+    tracing: Tracing = field(default_factory=Tracing)
+    refusals: Refusals = field(default_factory=Refusals)
+    happenings: Happenings = field(default_factory=Happenings)

@@ -10,12 +10,12 @@ import trio
 
 from proxy.auth.throttle import UNCOUNTED, Attempt
 from proxy.backends.backend import Backend
+from proxy.backends.last_failure import REACHING_STEPS
 from proxy.backends.login import BackendSession
 from proxy.ledger.session import Session
 from proxy.model import AccountWanted, Credentials, Identity, Origin, Visitor
 from proxy.outcome import Outcome, Refused
 from proxy.session.house import House
-from proxy.session.metrics import REACHING_STEPS
 
 # Answers that a client earned by what it offered: they count as tries of its connection.
 FAILED_TRIES = frozenset(
@@ -84,6 +84,8 @@ async def _log_in_at_backend(
     if session.proxy_ttl < 1:
         raise Refused(Outcome.UNAVAILABLE, "proxies in a ring: x-proxy-ttl has run out")
 
+    if house.tracing:
+        house.tracing.note(identity.name, session.id, f"{session.mechanism}: known to {identity.source}")
     backend = await house.registrar.admit(session, identity)
     routed = clock()
     metrics.phase("route", routed - authenticated)
@@ -114,6 +116,7 @@ async def _log_in_at_backend(
     now = clock()
     metrics.phase("connect", logged_in.connected_at - routed)
     metrics.phase("backend_login", now - logged_in.connected_at)
+    metrics.backend_login(backend, now - routed)
     session.ends_at = _end(identity, house.settings.relay.expiry_grace)
     return logged_in
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from proxy.backends import last_failure
+from proxy.backends.last_failure import STEPS
 from proxy.observe import metrics
 from proxy.observe.metrics import METRICS, Counter, Gauge
 from proxy.observe.tally import HistogramTally, NumberTally
@@ -17,9 +19,6 @@ MECHANISMS = ("LOGIN", *NAMES)
 PHASES = ("tls", "auth", "route", "connect", "backend_login", "total")
 LIMITS = ("connections", "connections_per_address", "trusted_networks", "proxy_header")
 TLS_FAILURES = ("alpn", "certificate", "closed", "protocol", "timeout")
-# At these steps a backend has not looked at a user yet: what fails there is the backend's own fault.
-REACHING_STEPS = ("resolve", "connect", "tls", "greeting", "starttls", "capability")
-STEPS = ("local", "queue", *REACHING_STEPS, "id", "login")
 
 LOGIN_OUTCOMES = (
     Outcome.OK,
@@ -44,12 +43,14 @@ SESSION_OUTCOMES = (
     Outcome.TRY_LIMIT,
     Outcome.DRAINED,
     Outcome.MOVED,
+    Outcome.KICKED,
     Outcome.EXPIRED,
     Outcome.LIMIT,
     Outcome.SERVER_BUG,
 )
 # A cached identity takes microseconds, an argon2id hash tens of milliseconds, a slow directory seconds.
 LOGIN_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BACKEND_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 LOOP_DELAY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 OTHER = "other"
 
@@ -86,6 +87,12 @@ _BACKEND_FAILURES = metrics.counter(
     backend=None,
     step=STEPS,
 )
+_BACKEND_LOGIN_DURATION = metrics.histogram(
+    "porter_backend_login_duration_seconds",
+    "How long successful logins at the backend took: waiting for a turn, connecting, TLS and the login itself.",
+    BACKEND_BUCKETS,
+    backend=None,
+)
 _TLS_FAILURES = metrics.counter(
     "porter_tls_handshake_failures_total", "TLS handshakes of clients that failed.", reason=(*TLS_FAILURES, OTHER)
 )
@@ -93,17 +100,36 @@ _LOOP_DELAY = metrics.histogram(
     "porter_event_loop_delay_seconds",
     "How late the event loop woke up, which is what each login waits behind other work.",
     LOOP_DELAY_BUCKETS,
+    process=None,
 )
+_WORKER_SESSIONS = metrics.gauge("porter_worker_sessions", "Open connections of clients, by worker.", process=None)
+
+
+def show_backend(name: str) -> None:
+    """Make zero visible in what is counted of a backend's logins; in the process that shows all metrics, too."""
+    _BACKEND_LOGIN_DURATION.labels(name)
+    for step in STEPS:
+        _BACKEND_FAILURES.labels(name, step)
+    last_failure.know(name)
+
+
+def hide_backend(name: str) -> None:
+    """There is no such backend any more."""
+    _BACKEND_LOGIN_DURATION.remove(name)
+    for step in STEPS:
+        _BACKEND_FAILURES.remove(name, step)
+    last_failure.forget(name)
 
 
 class _BackendMetrics:
     """One backend's series."""
 
-    __slots__ = ("failures", "live", "sessions")
+    __slots__ = ("durations", "failures", "live", "sessions")
 
     def __init__(self, name: str, sessions: NumberTally) -> None:
         self.sessions = sessions
         self.live = 0
+        self.durations = HistogramTally(_BACKEND_LOGIN_DURATION.labels(name), BACKEND_BUCKETS)
         self.failures = {step: _BACKEND_FAILURES.labels(name, step) for step in STEPS}
 
 
@@ -128,7 +154,7 @@ class SessionMetrics:
         for name in backend_names:
             self._backend(name)
         self._tls_failures = {reason: _TLS_FAILURES.labels(reason) for reason in (*TLS_FAILURES, OTHER)}
-        self._loop_delay = HistogramTally(_LOOP_DELAY, LOOP_DELAY_BUCKETS)
+        self._loop_delay: HistogramTally | None = None  # the steward's doors count here too, and none of their own
         METRICS.on_flush(self.flush)
 
     def opened(self, listener: str) -> None:
@@ -157,6 +183,11 @@ class SessionMetrics:
         if backend in self._gone and backend not in self._backends:
             return
         self._backend(backend).failures[step if step in STEPS else "login"].inc()
+        last_failure.failed(backend, step)
+
+    def backend_login(self, backend: str, seconds: float) -> None:
+        """A backend has let somebody in."""
+        self._backend(backend).durations.observe(seconds)
 
     def logged_in(self, backend: str) -> None:
         """A session went from the state before login to the one behind it."""
@@ -198,11 +229,12 @@ class SessionMetrics:
         del self._backends[name]
         self._numbers.remove(series.sessions)
         _BACKEND_SESSIONS.remove(name)
-        for step in STEPS:
-            _BACKEND_FAILURES.remove(name, step)
+        hide_backend(name)
 
     def loop_delay(self, seconds: float) -> None:
-        """The event loop woke up this late."""
+        """This worker's event loop woke up this late."""
+        if self._loop_delay is None:
+            self._loop_delay = HistogramTally(_LOOP_DELAY.labels(METRICS.process), LOOP_DELAY_BUCKETS)
         self._loop_delay.observe(seconds)
 
     def flush(self) -> None:
@@ -211,7 +243,12 @@ class SessionMetrics:
             number.flush()
         for tally in self._phases.values():
             tally.flush()
-        self._loop_delay.flush()
+        for backend in self._backends.values():
+            backend.durations.flush()
+        if self._loop_delay is not None:
+            self._loop_delay.flush()
+            connections = self._not_authenticated.value + self._authenticated.value
+            _WORKER_SESSIONS.labels(METRICS.process).set(connections)
 
     def _backend(self, name: str) -> _BackendMetrics:
         """One backend's series; those that DNS names are met as they come."""
@@ -219,6 +256,7 @@ class SessionMetrics:
         if series is None:
             sessions = self._number(_BACKEND_SESSIONS.labels(name))
             series = self._backends[name] = _BackendMetrics(name, sessions)
+            show_backend(name)
         return series
 
     def _number(self, metric: Counter | Gauge) -> NumberTally:

@@ -151,6 +151,8 @@ class Tries:
         """Count and log a try that failed, and wait until its answer is due."""
         self._refusals += 1
         self._log(refusal)
+        if self._house.tracing:
+            self._trace(refusal)
         if refusal.limit in ACTIONS:  # another's than ours is counted by its outcome alone
             reached(refusal.limit, name=self._session.name, client=self._session.client.host)
         if refusal.outcome in FAILED_TRIES:
@@ -161,8 +163,16 @@ class Tries:
         # From the beginning of the try, so that the time it took tells nothing about the name.
         await trio.sleep_until(began + max(min(delay, _LONGEST_DELAY_SECONDS), refusal.wait_seconds))
 
+    def _trace(self, refusal: Refused) -> None:
+        session, house = self._session, self._house
+        name = session.name or house.authenticator.known_as(session.authentication_identity)
+        told = {"backend": session.backend, "step": refusal.step, "limit": refusal.limit}
+        details = "".join(f", {key} {value}" for key, value in told.items() if value)
+        house.tracing.note(name, session.id, f"{session.mechanism}: {refusal.outcome}{details}")
+
     def _log(self, refusal: Refused) -> None:
         session = self._session
+        self._house.refusals.note(session, refusal, self._house.authenticator.known_as)
         log.info(
             "login.refused",
             session_id=session.id,

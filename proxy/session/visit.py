@@ -23,6 +23,7 @@ from proxy.session.arrival import believed
 from proxy.session.ending import compresses, hand_over, settle
 from proxy.session.house import House
 from proxy.session.tries import Tries
+from proxy.session.websocket import OpeningRefused, note_refused, open_websocket
 from proxy.transport.door import Door
 from proxy.transport.listen import plain_host
 from proxy.transport.proxy_header import ProxyHeaderError
@@ -46,18 +47,27 @@ class LoggedIn:
     early: bytes
 
 
-async def serve_client(sock: socket.socket, peer: Endpoint, door: Door, house: House) -> None:
+async def serve_websocket(sock: socket.socket, peer: Endpoint, door: Door, house: House) -> None:
+    """As serve_client, at a door for WebSockets: returns when nothing is carried any more."""
+    async with trio.open_nursery() as bridges:
+        await serve_client(sock, peer, door, house, bridges)
+
+
+async def serve_client(
+    sock: socket.socket, peer: Endpoint, door: Door, house: House, bridges: trio.Nursery | None = None
+) -> None:
     """Serve one accepted connection up to its login, then hand it to the relay engine.
 
     The place that `house.admission` gave is given back at the session's end, wherever that is. One boundary for bugs:
     whatever is raised in here ends this session only.
 
     Args:
-        peer: The other end. Where the listener expects a PROXY header from it, its place is counted by no address yet.
+        peer: The other end. Where it is to say who the client is, its place is counted by no address yet.
+        bridges: Where WebSockets run, at a door for them.
     """
-    session = Session(peer, door.name, admitted=None if door.expects_header(peer.host) else peer.host)
+    session = Session(peer, door.name, admitted=None if door.learns_later(peer.host) else peer.host)
     house.metrics.opened(door.name)
-    visit = Visit(session, door, house, PlainStream(sock))
+    visit = Visit(session, door, house, PlainStream(sock), bridges)
     house.visits.add(visit)
     outcome = Outcome.SERVER_BUG
     try:
@@ -86,9 +96,14 @@ async def serve_client(sock: socket.socket, peer: Endpoint, door: Door, house: H
 class Visit:
     """One connection before its login."""
 
-    def __init__(self, session: Session, door: Door, house: House, stream: Stream) -> None:
+    def __init__(
+        self, session: Session, door: Door, house: House, stream: Stream, bridges: trio.Nursery | None
+    ) -> None:
         self.session, self.door, self.house = session, door, house
         self.stream = stream  # closed by serve_client, or handed to the relay
+        self._bridges = bridges
+        self._carrier: Stream | None = None  # what the WebSocket runs over
+        self._upgrades = False  # a WebSocket is being opened
         now, timeouts = trio.current_time(), house.settings.timeouts
         self._login_deadline = now + timeouts.login
         self._peer = session.client
@@ -102,7 +117,7 @@ class Visit:
         self._queues = False  # for its turn to shake hands
         self._reads = 0
         self._sending = False  # while a send is under way; still True: it was interrupted
-        greets = not (self._shaking_hands or self._header_awaited)
+        greets = not (self._shaking_hands or self._header_awaited or bridges is not None)
         first = timeouts.login if greets else min(timeouts.login, timeouts.handshake)
         self.scope = trio.CancelScope(deadline=now + first)
 
@@ -117,11 +132,15 @@ class Visit:
                 return self._refused(limit)
             if self.door.tls == "implicit" and not await self._start_tls():
                 return Outcome.UNAVAILABLE
+            if self._bridges is not None and (limit := await self._open_websocket(self._bridges)):
+                return self._refused(limit)
             logged_in = await self._log_in()
         except ProxyHeaderError as exc:
             return self._header_failed(str(exc))
         except TlsFailed as exc:
             return self._tls_failed(exc.reason, str(exc))
+        except OpeningRefused as exc:
+            return self._opening_refused(exc.reason, str(exc))
         except ConnectionLost:
             return Outcome.CLIENT_CLOSED
         if isinstance(logged_in, Outcome):
@@ -145,6 +164,8 @@ class Visit:
         if self._queues:
             reached("handshakes_at_once", client=self.session.client.host)
             return Outcome.UNAVAILABLE
+        if self._upgrades:
+            return self._opening_refused("timeout", "handshake not finished in time")
         if self._shaking_hands:
             return self._tls_failed("timeout", "handshake not finished in time")
         return Outcome.LOGIN_TIMEOUT
@@ -160,6 +181,11 @@ class Visit:
             session.client, session.local, session.via = header.client, header.local, str(self._peer)
         self._front = header.client
         session.tls = header.tls
+        return None if self.door.believes_forwarded(session.client.host) else self._identify()
+
+    def _identify(self) -> str | None:
+        """It is known who the client is. Gives the limit that it has reached, if it has."""
+        session = self.session
         limit = self.house.admission.identify(session.client.host)
         if limit is None:
             session.admitted = session.client.host
@@ -210,7 +236,7 @@ class Visit:
             self.stream = await accept_tls(
                 self.stream.socket,
                 self.door.context(),
-                speaks_first=self.door.tls == "implicit",
+                speaks_first=self.door.tls == "implicit" and self._bridges is None,
                 before_work=self.house.engine.turn,
             )
         finally:
@@ -231,6 +257,27 @@ class Visit:
         log.info("tls.failed", session_id=self.session.id, client=str(self.session.client), detail=detail)
         return Outcome.TLS_FAILED
 
+    async def _open_websocket(self, bridges: trio.Nursery) -> str | None:
+        """A session like any other from here on. Gives the limit that the client has reached, if it has."""
+        self._shaking_hands = self._upgrades = True
+        self.scope.deadline = min(self._login_deadline, trio.current_time() + self.house.settings.timeouts.handshake)
+        if self.house.introduces:
+            self._note_arrival()
+        opened = await open_websocket(self.stream, self._front, self.session, self.door, self._identify)
+        if isinstance(opened, str):
+            return opened
+        self._front, self._carrier, self.stream = opened.front, self.stream, opened.stream
+        bridges.start_soon(opened.bridge.run)
+        self._shaking_hands = self._upgrades = False
+        if self._drained:
+            self.scope.cancel()
+        self.scope.deadline = self._login_deadline
+        return None
+
+    def _opening_refused(self, reason: str, detail: str) -> Outcome:
+        note_refused(self.session, reason, detail)
+        return Outcome.PROTOCOL_VIOLATION
+
     async def _log_in(self) -> LoggedIn | Outcome:
         """The dialogue until a login succeeds (LoggedIn) or the connection has to end (an Outcome)."""
         if self.house.introduces:
@@ -238,7 +285,7 @@ class Visit:
         dialogue = PreAuthDialogue(
             secure=self.session.secure or self.door.trusted,
             starttls=self.door.tls == "starttls",
-            mechanisms=self.house.mechanisms.offered(self.stream, self.door),
+            mechanisms=self.house.mechanisms.offered(self._carrier or self.stream, self.door),
             login=self.house.mechanisms.login,
         )
         while True:

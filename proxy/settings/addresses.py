@@ -24,6 +24,9 @@ _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 # A name that ends so is read as an IPv4 address by resolvers: 127.1, 0x7f.1 (inet_aton(3)).
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses among IPv6 ones (RFC 4291 §2.5.5.2)
+_ORIGIN = re.compile(r"(?i:https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_HTTP_HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_USUAL_PORTS = {"http": ":80", "https": ":443"}
 _ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # RFC 4007 §11; an interface's name on Linux
 
 
@@ -49,6 +52,36 @@ class BackendUrl:
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.endpoint}"
+
+
+def parse_origin(value: object) -> str:
+    """The origin of a web page as browsers send it (RFC 6454 §6.2): scheme, host, and port unless it is the usual one.
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    example = "e.g. https://mail.example.org or http://localhost:8080"
+    if not isinstance(value, str) or _ORIGIN.fullmatch(value) is None:
+        raise ValueError(f"expected the origin of a web page, scheme and host and nothing behind them, {example}")
+    return usual_origin(value)
+
+
+def usual_origin(origin: str) -> str:
+    """An origin as all write it: in lower case, without the port that goes without saying."""
+    origin = origin.lower()
+    scheme, _, rest = origin.partition("://")
+    return f"{scheme}://{rest.removesuffix(_USUAL_PORTS.get(scheme, ' '))}"
+
+
+def parse_http_host(value: object) -> str:
+    """What a client says as Host (RFC 9110 §7.2): a name or an address, and perhaps a port; in lower case.
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it.
+    """
+    if not isinstance(value, str) or _HTTP_HOST.fullmatch(value) is None:
+        raise ValueError("expected a host as in a URL, e.g. imap.example.org or imap.example.org:9143")
+    return value.lower()
 
 
 def parse_listen_address(value: object) -> Endpoint:

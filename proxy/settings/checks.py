@@ -52,6 +52,13 @@ def _certificates_fit(settings: Settings) -> Iterator[Finding]:
             yield Finding(("tls", "certificates", index, problem[0]), problem[1])
 
 
+def _admin_tls_files_fit(settings: Settings) -> Iterator[Finding]:
+    tls = settings.admin.tls
+    problem = None if tls is None else pair_problem(tls.certificate, tls.private_key)
+    if problem is not None:
+        yield Finding(("admin", "tls", problem[0]), problem[1])
+
+
 def _backend_tls_files_fit(settings: Settings) -> Iterator[Finding]:
     places: list[tuple[Keys, BackendTls]] = [(("backends", "tls"), settings.backends.tls)]
     places += [
@@ -331,6 +338,7 @@ def _sources_answer_in_time(settings: Settings) -> Iterator[Finding]:
 CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"listeners", "tls"}), _certificates_given),
     (frozenset({"tls"}), _certificates_fit),
+    (frozenset({"admin"}), _admin_tls_files_fit),
     (frozenset({"backends"}), _backend_tls_files_fit),
     (frozenset({"backends"}), _tls_is_spoken),
     (frozenset({"identity"}), _identity_cas_hold_certificates),

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from proxy.settings.section import LIVE, NEW_SESSIONS, RELOAD, Section, misplaced
-from proxy.settings.values import Delimiters, Domain, ExistingFile, ListenAddress, Network, PeerNetwork, Separator
+from proxy.settings.values import (
+    Delimiters,
+    Domain,
+    ExistingFile,
+    ListenAddress,
+    Network,
+    PeerNetwork,
+    Separator,
+    WebOrigin,
+    duration,
+    size,
+)
 
 
 class ClientCertificates(Section):
@@ -42,6 +53,41 @@ class TrustedPeers(Section):
     )
 
 
+class WebSockets(Section):
+    """How web pages and other programs speak IMAP over WebSocket (RFC 6455), subprotocol `imap`."""
+
+    origins: Annotated[tuple[WebOrigin, ...], Field(strict=False)] = Field(
+        default=(),
+        description="The web pages that may connect, by their origin; a browser that says another one is refused.",
+        examples=[["https://mail.example.org"]],
+        json_schema_extra=RELOAD,
+    )
+    require_origin: bool = Field(
+        default=False,
+        description="Whether clients that say no origin are refused, too: programs that are no browsers.",
+        json_schema_extra=RELOAD,
+    )
+    keepalive: Annotated[float, duration(least="1s", most="1h")] = Field(
+        default=30.0,
+        description="How often a client is asked for a sign of life. One that has given none by the next time is gone, "
+        "and so is one that takes nothing of what is sent to it for twice as long.",
+        json_schema_extra=RELOAD,
+    )
+    max_message: Annotated[int, size(least="4KiB", most="4GiB")] = Field(
+        default=64 * 1024 * 1024,
+        description="The largest message taken from a client. Messages are no units of IMAP: any part of a command, or "
+        "many commands, may be in one, and none is kept here until it is whole.",
+        json_schema_extra=RELOAD,
+    )
+    frames_per_second: int = Field(
+        default=1000,
+        ge=10,
+        le=1_000_000,
+        description="A client that sends more is read more slowly. Frames that carry one octet cost as much as others.",
+        json_schema_extra=RELOAD,
+    )
+
+
 class Listener(Section):
     """One address where clients arrive."""
 
@@ -56,10 +102,12 @@ class Listener(Section):
         examples=["implicit"],
         json_schema_extra=RELOAD,
     )
-    protocol: Literal["imap", "socketmap"] = Field(
+    protocol: Literal["imap", "websocket", "socketmap"] = Field(
         default="imap",
-        description="`imap`: mail clients. `socketmap`: Postfix asks where a user's mail is delivered, "
-        "`route alice@example.org`; only with `tls: none`.",
+        description="`imap`: mail clients. `websocket`: the same over WebSocket, for web pages; with `tls: implicit`, "
+        "or `none` behind a web server of `trusted_networks`, whose `X-Forwarded-For` or `Forwarded` says who the "
+        "client is. `socketmap`: Postfix asks where a user's mail is delivered, `route alice@example.org`; only with "
+        "`tls: none`.",
         json_schema_extra=RELOAD,
     )
     trusted_networks: Annotated[tuple[Network, ...], Field(strict=False)] = Field(
@@ -88,6 +136,11 @@ class Listener(Section):
         examples=[{"trusted_networks": ["10.0.0.8/32"]}],
         json_schema_extra=RELOAD,
     )
+    websocket: WebSockets | None = Field(
+        default=None,
+        description="Only with `protocol: websocket`; null: the defaults, with which no web page may connect.",
+        json_schema_extra=RELOAD,
+    )
     client_certificates: ClientCertificates | None = Field(
         default=None,
         description="Asks clients for a certificate and offers EXTERNAL to those who have one.",
@@ -102,6 +155,10 @@ class Listener(Section):
             raise misplaced("trusted_networks", f"belongs to tls: none; with tls: {self.tls} everyone may connect")
         if self.protocol == "socketmap" and self.tls != "none":
             raise misplaced("tls", "socketmap has no TLS: none, and trusted_networks")
+        if self.protocol == "websocket" and self.tls == "starttls":
+            raise misplaced("tls", "there is no STARTTLS in a WebSocket: implicit, or none and trusted_networks")
+        if self.protocol != "websocket" and self.websocket is not None:
+            raise misplaced("websocket", "belongs to protocol: websocket")
         if self.protocol == "socketmap" and self.proxy_protocol is not None:
             raise misplaced("proxy_protocol", "belongs to protocol: imap")
         if self.protocol == "socketmap" and self.id_address is not None:

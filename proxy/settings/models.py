@@ -8,9 +8,10 @@ Every section can be had from here; those of the two sides, of the identity sour
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import ipaddress
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from proxy.settings.backend_models import BackendLogin, Backends, BackendTls, Routing, Server, State, Tags
 from proxy.settings.client_models import Certificate, ClientCertificates, Listener, Names, Tls, TrustedPeers
@@ -28,14 +29,29 @@ from proxy.settings.identity_models import (
     OAuthIdentity,
 )
 from proxy.settings.limit_models import FailuresPerAddress, FailuresPerUser, Limits, LoginsPerBackend
-from proxy.settings.section import LIVE, NEW_SESSIONS, RELOAD, Section
-from proxy.settings.values import Duration, ListenAddress, LoginName, SocketPath, Version, Workers, duration
+from proxy.settings.section import LIVE, NEW_SESSIONS, RELOAD, Section, misplaced
+from proxy.settings.values import (
+    Duration,
+    ExistingFile,
+    HttpHost,
+    ListenAddress,
+    LoginName,
+    ServerName,
+    SocketPath,
+    Text,
+    Version,
+    WebOrigin,
+    Workers,
+    duration,
+)
 
 __all__ = [
     "LIVE",
     "NEW_SESSIONS",
     "RELOAD",
     "Admin",
+    "AdminTls",
+    "AdminToken",
     "BackendIdentity",
     "BackendLogin",
     "BackendTls",
@@ -136,12 +152,45 @@ class Relay(Section):
     )
 
 
+class AdminTls(Section):
+    """TLS on `admin.address`."""
+
+    certificate: ExistingFile = Field(
+        description="PEM: the certificate and what leads to its root.",
+        examples=["admin.crt"],
+        json_schema_extra=RELOAD,
+    )
+    private_key: ExistingFile = Field(
+        description="PEM, not encrypted; read before the proxy gives up root's rights.",
+        examples=["admin.key"],
+        json_schema_extra=RELOAD,
+    )
+
+
+class AdminToken(Section):
+    """Somebody who may ask on `admin.address`, and what he shows."""
+
+    name: ServerName = Field(description="How the log calls him.", examples=["ops"], json_schema_extra=RELOAD)
+    role: Literal["viewer", "operator"] = Field(
+        default="viewer",
+        description="`viewer` looks on; `operator` changes things and sees traces, too.",
+        json_schema_extra=RELOAD,
+    )
+    hash: Text = Field(
+        repr=False,
+        description="The token's argon2id hash; `imap-porter hash-password --token` makes both.",
+        examples=["$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHQ$aGFzaGhhc2hoYXNoaGFzaA"],
+        json_schema_extra=RELOAD,
+    )
+
+
 class Admin(Section):
-    """The administrator's doors: `/livez` and `/readyz` over HTTP, and commands on a unix socket."""
+    """The administrator's doors: API, console and events over HTTP, and all of that on a unix socket."""
 
     address: ListenAddress | None = Field(
         default=None,
-        description="Where it listens; null: nowhere.",
+        description="Where API and console are served to those who have a token, and `/livez` and `/readyz` to "
+        "everybody; null: nowhere.",
         examples=["127.0.0.1:9143"],
         json_schema_extra=RELOAD,
     )
@@ -152,6 +201,45 @@ class Admin(Section):
         examples=["/run/imap-porter/admin.sock"],
         json_schema_extra=RELOAD,
     )
+    tls: AdminTls | None = Field(
+        default=None, description="TLS on `address`; absent: plain HTTP.", json_schema_extra=RELOAD
+    )
+    tokens: Annotated[tuple[AdminToken, ...], Field(strict=False)] = Field(
+        default=(),
+        max_length=50,  # whoever shows a wrong one has all of them verified
+        description="Who may ask on `address`. None: nobody.",
+        json_schema_extra=RELOAD,
+    )
+    hosts: Annotated[tuple[HttpHost, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Names that `address` may be asked by, with a port or without, beside addresses of the machine and "
+        "`localhost`: what a browser sends as Host.",
+        examples=[["imap.example.org"]],
+        json_schema_extra=RELOAD,
+    )
+    origins: Annotated[tuple[WebOrigin, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Web pages that may ask beside the console's own, by their origin.",
+        examples=[["https://status.example.org"]],
+        json_schema_extra=RELOAD,
+    )
+    insecure: bool = Field(
+        default=False,
+        description="Tokens may go over plain HTTP on an address that others can reach: something in front does TLS.",
+        json_schema_extra=RELOAD,
+    )
+
+    @model_validator(mode="after")
+    def _tokens_are_kept_from_listeners(self) -> Self:
+        names = [token.name for token in self.tokens]
+        if len(set(names)) < len(names):
+            raise misplaced("tokens", "two have the same name; the log would not tell them apart")
+        if self.address is None or not self.tokens or self.tls is not None or self.insecure:
+            return self
+        if not ipaddress.ip_address(self.address.host.partition("%")[0]).is_loopback:
+            problem = "would go over plain HTTP: give admin.tls, or listen on 127.0.0.1, or say insecure: true"
+            raise misplaced("tokens", problem)
+        return self
 
 
 class Metrics(Section):

@@ -230,6 +230,8 @@ BackendUrl = Annotated[
     addresses.BackendUrl,
     _text("URL", addresses.parse_backend_url, pattern=r"^(imap|imaps|imap\+starttls)://[^@/?#]+/?$"),
 ]
+HttpHost = Annotated[str, _text("host", addresses.parse_http_host, minLength=1)]
+WebOrigin = Annotated[str, _text("origin", addresses.parse_origin, pattern=r"^https?://[^/@?#]+$")]
 HostPort = Annotated[Endpoint, _text("host:port", addresses.parse_host_port)]
 IpAddress = Annotated[Endpoint, _text("address", addresses.parse_name_server)]
 DnsName = Annotated[str, _text("domain", addresses.parse_dns_name)]

@@ -38,7 +38,8 @@ VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 # TLS 1.2: forward secrecy and authenticated encryption only (RFC 9325 §4.2). TLS 1.3 has nothing else.
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 _TLS13_CIPHERS = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
-_ALPN = b"imap"  # RFC 8314 §7, IANA's ALPN registry
+# What is spoken inside TLS, by IANA's ALPN registry: RFC 8314 §7, RFC 7301 §6.
+IMAP, HTTP = b"imap", b"http/1.1"
 # Between a client's certificate and a trusted one: more than anybody has, and a bound on what a stranger can ask for.
 _MOST_INTERMEDIATES = 8
 _VERIFY_ERRORS = {code: name for name, code in vars(SSL.X509VerificationCodes).items() if name.startswith("ERR_")}
@@ -58,7 +59,7 @@ class TlsFailed(Exception):
 
 
 class _NoCommonProtocol(Exception):
-    """The client offers ALPN protocols and imap is not among them."""
+    """The client offers ALPN protocols and ours is not among them."""
 
 
 def _handshake_failure(connection: SSL.Connection, error: SSL.Error) -> TlsFailed:
@@ -90,11 +91,14 @@ def new_context(method: int, minimum_version: str) -> SSL.Context:
     return context
 
 
-def _select_alpn(connection: SSL.Connection, offered: list[bytes]) -> bytes:
-    if _ALPN in offered:
-        return _ALPN
-    # Raising makes pyOpenSSL answer with the fatal alert no_application_protocol (RFC 7301 §3.2).
-    raise _NoCommonProtocol
+def _alpn_selector(speaks: bytes) -> Callable[[SSL.Connection, list[bytes]], bytes]:
+    def select(_connection: SSL.Connection, offered: list[bytes]) -> bytes:
+        if speaks in offered:
+            return speaks
+        # Raising makes pyOpenSSL answer with the fatal alert no_application_protocol (RFC 7301 §3.2).
+        raise _NoCommonProtocol
+
+    return select
 
 
 class ClientAuthorities:
@@ -131,21 +135,21 @@ def note_problem(connection: SSL.Connection, certificate: X509, code: int, depth
     return bool(ok)
 
 
-def _server_context(minimum_version: str, clients: ClientAuthorities | None) -> SSL.Context:
+def _server_context(minimum_version: str, clients: ClientAuthorities | None, speaks: bytes) -> SSL.Context:
     context = new_context(SSL.TLS_SERVER_METHOD, minimum_version)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # resumption is by tickets alone: no memory per client
     context.set_session_id(b"imap-porter")
     # Ours first: AES-128 costs a third less than the AES-256 that most clients name first, and is as safe in practice.
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
     context.set_tls13_ciphersuites(_TLS13_CIPHERS)
-    context.set_alpn_select_callback(_select_alpn)
+    context.set_alpn_select_callback(_alpn_selector(speaks))
     if clients is not None:
         clients.guard(context)
     return context
 
 
 class _Choice:
-    """The inner contexts of listeners that verify clients alike."""
+    """The inner contexts of listeners that verify clients alike and speak alike."""
 
     def __init__(self) -> None:
         self.by_pair: dict[Pair, SSL.Context] = {}
@@ -168,6 +172,10 @@ class _Choice:
         connection.set_context(context or self._by_name[b""])
 
 
+# How a listener verifies its clients, and what it speaks.
+_Manner = tuple[ClientAuthorities | None, bytes]
+
+
 class ServerCertificates:
     """The certificates that clients may be shown, chosen by the name they ask for (RFC 6066 §3).
 
@@ -183,7 +191,7 @@ class ServerCertificates:
         self._minimum_version = minimum_version
         self._files: Mapping[Path, bytes] = {}
         self._key_pairs: dict[Pair, KeyPair] = {}
-        self._choices: dict[ClientAuthorities | None, _Choice] = {None: _Choice()}
+        self._choices: dict[_Manner, _Choice] = {(None, IMAP): _Choice()}
         self.swap(pairs)
 
     @property
@@ -216,17 +224,19 @@ class ServerCertificates:
         self._use([*self._key_pairs], new)
         return True
 
-    def base_context(self, clients: ClientAuthorities | None = None) -> SSL.Context:
+    def base_context(self, clients: ClientAuthorities | None = None, speaks: bytes = IMAP) -> SSL.Context:
         """A context for a listener's lifetime; see the theory of operation.
 
         Args:
             clients: Who vouches for the clients' certificates; None: they are not asked for any.
+            speaks: What clients are to name who say what they want to speak (ALPN).
         """
-        if clients not in self._choices:
-            choice = self._choices[clients] = _Choice()
-            choice.show(self._contexts(self._key_pairs, clients, {}), _names(self._key_pairs))
-        base = _server_context(self._minimum_version, clients)
-        base.set_tlsext_servername_callback(self._choices[clients].apply)
+        manner = (clients, speaks)
+        if manner not in self._choices:
+            choice = self._choices[manner] = _Choice()
+            choice.show(self._contexts(self._key_pairs, manner, {}), _names(self._key_pairs))
+        base = _server_context(self._minimum_version, *manner)
+        base.set_tlsext_servername_callback(self._choices[manner].apply)
         return base
 
     def _use(self, pairs: Sequence[Pair], files: Mapping[Path, bytes]) -> None:
@@ -237,20 +247,20 @@ class ServerCertificates:
         }
         key_pairs = {pair: same.get(pair) or read_key_pair(*(files[path] for path in pair)) for pair in pairs}
         loaded = {}
-        for clients, choice in self._choices.items():
+        for manner, choice in self._choices.items():
             kept = {pair: context for pair, context in choice.by_pair.items() if pair in same}
-            loaded[choice] = self._contexts(key_pairs, clients, kept)
+            loaded[choice] = self._contexts(key_pairs, manner, kept)
         for choice, contexts in loaded.items():
             choice.show(contexts, _names(key_pairs))
         self._files, self._key_pairs = files, key_pairs
 
     def _contexts(
-        self, key_pairs: Mapping[Pair, KeyPair], clients: ClientAuthorities | None, kept: Mapping[Pair, SSL.Context]
+        self, key_pairs: Mapping[Pair, KeyPair], manner: _Manner, kept: Mapping[Pair, SSL.Context]
     ) -> dict[Pair, SSL.Context]:
-        return {pair: kept.get(pair) or self._context(key_pair, clients) for pair, key_pair in key_pairs.items()}
+        return {pair: kept.get(pair) or self._context(key_pair, manner) for pair, key_pair in key_pairs.items()}
 
-    def _context(self, key_pair: KeyPair, clients: ClientAuthorities | None) -> SSL.Context:
-        context = _server_context(self._minimum_version, clients)
+    def _context(self, key_pair: KeyPair, manner: _Manner) -> SSL.Context:
+        context = _server_context(self._minimum_version, *manner)
         try:
             context.use_certificate(key_pair.chain[0])
             for certificate in key_pair.chain[1:]:
@@ -324,7 +334,7 @@ async def shake_hands(
         except SSL.WantWriteError:
             await wait_writable(sock)
         except _NoCommonProtocol:
-            raise TlsFailed("alpn", "client offers no ALPN protocol imap") from None
+            raise TlsFailed("alpn", "client offers no ALPN protocol of this listener") from None
         except SSL.SysCallError as exc:
             raise TlsFailed("closed", _describe(exc)) from exc
         except SSL.Error as exc:

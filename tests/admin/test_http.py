@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
@@ -18,7 +20,9 @@ from starlette.routing import Route
 from proxy.admin import http
 from proxy.admin.http import health_app, metrics_app, serve_http
 from proxy.model import Endpoint
+from proxy.observe import metrics
 from proxy.transport.listen import bind
+from tests.admin.conftest import Lines
 
 LOOPBACK = Endpoint("127.0.0.1", 0)
 
@@ -150,13 +154,101 @@ async def test_a_handlers_bug_ends_in_500_and_the_next_request_is_served() -> No
         assert (await ask(endpoint, get("/work")))[0] == 200
 
 
-async def test_one_connection_too_many_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def connect(endpoint: Endpoint, stack: AsyncExitStack, own: str = "127.0.0.1") -> trio.SocketStream:
+    """A client, by an address of its own."""
+    return await stack.enter_async_context(
+        await trio.open_tcp_stream(endpoint.host, endpoint.port, local_address=own)  # all of 127.0.0.0/8 is ours
+    )
+
+
+async def answered(stream: trio.SocketStream, octets: bytes) -> bytes:
+    """What is said until the end of the connection."""
+    with trio.fail_after(5):
+        await stream.send_all(octets)
+        return b"".join([chunk async for chunk in stream])
+
+
+async def test_where_all_ask_one_connection_too_many_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MAX_CONNECTIONS", 1)
-    async with serving(metrics_app()) as endpoint, await trio.open_tcp_stream(endpoint.host, endpoint.port):
-        second = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+    asked, going_on = trio.Event(), trio.Event()
+
+    async def answer(_request: Request) -> Response:
+        asked.set()
+        await going_on.wait()
+        return Response("fine")
+
+    async with serving(Starlette(routes=[Route("/", answer)])) as endpoint, AsyncExitStack() as stack:
+        first = await connect(endpoint, stack)
+        await first.send_all(get("/"))
         with trio.fail_after(5):
-            assert await second.receive_some() == b""
-        await second.aclose()
+            await asked.wait()
+            assert await (await connect(endpoint, stack)).receive_some() == b""
+        going_on.set()
+        assert (await answered(first, b"")).endswith(b"fine")
+
+
+SILENT = [("nothing at all", b""), ("half a header", b"GET /livez HTTP/1.1\r\nHost: x\r\n")]
+
+
+@pytest.mark.parametrize(("name", "sent"), SILENT, ids=[row[0] for row in SILENT])
+async def test_those_who_ask_nothing_keep_nobody_out(name: str, sent: bytes) -> None:
+    """As many as there may be are there already: the oldest makes room for each newcomer, and only that one."""
+    async with serving(health_app(lambda: (True, {}))) as endpoint, AsyncExitStack() as stack:
+        silent = [await connect(endpoint, stack) for _ in range(http.MAX_CONNECTIONS)]
+        for stream in silent if sent else ():
+            await stream.send_all(sent)
+        assert (await ask(endpoint, get("/livez")))[0] == 200
+        assert await answered(silent[0], b"") == b""
+        assert (await answered(silent[1], b"\r\n" if sent else get("/livez"))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_room_is_made_where_most_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 3)
+    async with serving(health_app(lambda: (True, {}))) as endpoint, AsyncExitStack() as stack:
+        alone = await connect(endpoint, stack, "127.0.0.2")  # the oldest, and not one of many
+        crowd = [await connect(endpoint, stack) for _ in range(2)]
+        newcomer = await connect(endpoint, stack, "127.0.0.3")
+        with trio.fail_after(5):
+            assert await crowd[0].receive_some() == b""
+        for stream in (alone, crowd[1], newcomer):
+            assert (await answered(stream, get("/livez"))).startswith(b"HTTP/1.1 200 ")
+
+
+def failures() -> float:
+    text, _ = metrics.exposition()
+    line = next(line for line in text.decode().splitlines() if line.startswith("porter_admin_connections_failed_total"))
+    return float(line.rpartition(" ")[2])
+
+
+async def test_what_a_stranger_brings_about_is_logged_once_a_minute(
+    logged: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_told", OrderedDict())
+    octets = get("/livez").removesuffix(b"\r\n") + (
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: \xff\r\n\r\n"
+    )
+    before = failures()
+    async with serving(health_app(lambda: (True, {}))) as endpoint, AsyncExitStack() as stack:
+        for _ in range(3):
+            await answered(await connect(endpoint, stack), octets)
+        assert (await ask(endpoint, get("/livez")))[0] == 200
+    assert failures() == before + 3
+    assert [line["event"] for line in logged()] == ["admin.connection_failed"]
+
+
+async def test_messages_of_the_library_are_logged_once_a_minute(logged: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_told", OrderedDict())
+    for message in ("Error in ASGI Framework", "Error in ASGI Framework", "another"):
+        logging.getLogger("hypercorn.error").error(message)
+    assert [line["message"] for line in logged()] == ["Error in ASGI Framework", "another"]
+
+
+def test_kinds_of_failures_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_told", OrderedDict())
+    monkeypatch.setattr(http, "_MOST_TOLD", 2)
+    assert [http._seldom(what) for what in "aabbcab"] == [True, False, True, False, True, True, True]
+    assert len(http._told) == 2
 
 
 SLOW = [
@@ -174,7 +266,8 @@ async def test_a_slow_client_is_cut_off(monkeypatch: pytest.MonkeyPatch, name: s
             assert await stream.receive_some() == b""
 
 
-async def send_for_ever(stream: trio.SocketStream) -> None:
+async def send_for_ever(stream: trio.SocketStream, head: bytes) -> None:
+    await stream.send_all(head)
     while True:
         await stream.send_all(bytes(65536))
 
@@ -188,9 +281,8 @@ async def test_a_body_that_its_handler_never_reads_is_cut_off(monkeypatch: pytes
 
     app = Starlette(routes=[Route("/hang", hang, methods=["POST"])])
     async with serving(app) as endpoint, await trio.open_tcp_stream(endpoint.host, endpoint.port) as stream:
-        await stream.send_all(b"POST /hang HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000000\r\n\r\n")
         with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
-            await send_for_ever(stream)
+            await send_for_ever(stream, b"POST /hang HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000000\r\n\r\n")
 
 
 async def test_a_client_that_does_not_read_cannot_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

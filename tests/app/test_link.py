@@ -17,7 +17,7 @@ from proxy.observe import metrics
 from proxy.outcome import Outcome, Refused
 from proxy.routing.cluster import Cluster
 from proxy.settings.models import Routing
-from tests.app.link_stage import ABOUT, CLIENT, Stage, backends
+from tests.app.link_stage import ABOUT, CLIENT, Message, Stage, backends
 
 
 @pytest.fixture
@@ -286,3 +286,106 @@ async def test_a_bug_in_who_hears_news_ends_nothing(stage: Stage, autojump_clock
         await stage.settle()
     assert [(each["event"], each["kind"]) for each in logged] == [("link.message_failed", "wrong")]
     await stage.log_in("ann", "d1")
+
+
+# --- what administrators said, and those who look on ---
+
+
+def directed(name: str, backend: str | None, number: int = 1) -> list[Any]:
+    """As Directions.memory() has it; None: he is held."""
+    return [name, backend, None, "a copy", "ops", 10.0, number]
+
+
+async def test_directions_are_kept_as_the_steward_says(stage: Stage, autojump_clock: MockClock) -> None:
+    said = stage.cluster.directions
+    stage.steward.post(["directions", [directed("ann", "d2", 7), directed("bob", None)], "of a later version"])
+    await stage.settle()
+    assert stage.cluster.place(Identity("ann", "file")).home == "d2"
+    assert stage.cluster.place(Identity("bob", "file")).problem == "held by ops: a copy"
+    stage.steward.post(["directions", [directed("ann", "d3", 1)]])
+    await stage.settle()
+    assert stage.cluster.place(Identity("ann", "file")).home == "d3", "he is believed, whatever was known"
+    stage.steward.post(["undirected", ["ann", "nobody"]])
+    await stage.settle()
+    assert [*said] == ["bob"]
+    stage.steward.post(["undirected", None])
+    await stage.settle()
+    assert len(said) == 0
+
+
+async def test_the_next_steward_is_told_the_directions(stage: Stage, autojump_clock: MockClock) -> None:
+    rows = [directed(f"u{number}", "d2") for number in range(450)]
+    stage.steward.post(["directions", rows[:250]])
+    stage.steward.post(["directions", rows[250:]])
+    stage.steward.post(["hello", 5])
+    told = [await stage.hear("directions") for _ in range(3)]
+    assert [message[1] for message in told] == [5] * 3
+    assert [row for message in told for row in message[2]] == rows
+    assert await stage.hear("reported") == ["reported", 5]
+
+
+JUNK: list[Message] = [
+    ["directions"],
+    ["directions", None],
+    ["directions", {"ann": "d1"}],
+    ["directions", [["ann"], None, 5, ["ann", "d1", None, "", "", "then", 1]]],
+    ["undirected"],
+    ["undirected", "ann"],
+    ["undirected", 5],
+    ["watch"],
+    ["watch", "session"],
+    ["log_level"],
+    ["log_level", 5],
+    ["ask"],
+    ["ask", 1],
+    ["ask", "1", "top", []],
+    ["ask", 1, "top"],
+    ["ask", 1, 5, []],
+    ["ask", 1, "top", "ann"],
+    ["message of a later version", 1, 2, 3],
+]
+
+
+@pytest.mark.parametrize("message", JUNK, ids=str)
+async def test_messages_that_make_no_sense(stage: Stage, autojump_clock: MockClock, message: Message) -> None:
+    told: list[Any] = []
+    stage.link.on_ask = lambda what, arguments: told.append((what, arguments))
+    stage.link.on_watch = stage.link.on_log_level = told.append
+    with capture_logs() as logged:
+        stage.steward.post(message)
+        await stage.settle()
+    await stage.silence()
+    assert (told, logged, len(stage.cluster.directions)) == ([], [], 0)
+    assert await stage.log_in("ann", "d1"), "and all goes on"
+
+
+async def test_questions_are_answered(stage: Stage, autojump_clock: MockClock) -> None:
+    stage.steward.post(["ask", 1, "top", [20]])
+    assert await stage.hear("told") == ["told", 1, None], "nobody knows"
+    stage.link.on_ask = lambda what, arguments: {"asked": [what, *arguments]}
+    stage.steward.post(["ask", 2, "session", ["s1"], "of a later version"])
+    assert await stage.hear("told") == ["told", 2, {"asked": ["session", "s1"]}]
+
+
+async def test_a_question_that_meets_a_bug(stage: Stage, autojump_clock: MockClock) -> None:
+    """The worker goes on; whoever has asked gets no answer."""
+
+    def fail(what: str, arguments: list[Any]) -> None:
+        raise ZeroDivisionError
+
+    stage.link.on_ask = fail
+    with capture_logs() as logged:
+        stage.steward.post(["ask", 1, "top", []])
+        await stage.settle()
+    assert [(each["event"], each["kind"]) for each in logged] == [("link.message_failed", "ask")]
+    assert await stage.log_in("ann", "d1")
+
+
+async def test_what_the_steward_wants_told_and_logged(stage: Stage, autojump_clock: MockClock) -> None:
+    told: list[Any] = []
+    stage.link.on_watch = stage.link.on_log_level = told.append
+    stage.steward.post(["watch", ["limit", "session"], "of a later version"])
+    stage.steward.post(["log_level", "debug", "of a later version"])
+    stage.steward.post(["watch", []])
+    await stage.settle()
+    assert told == [["limit", "session"], "debug", []]

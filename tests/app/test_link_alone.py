@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import trio
@@ -213,3 +214,52 @@ async def test_a_master_that_is_gone_takes_the_steward_along(stage: Stage, autoj
         await stage.settle()
     assert (waiting(), asking(), later()) == tuple(home_of(stage, name) for name in ("bob", "ann", "cid"))
     assert [each["event"] for each in logged] == ["link.steward_silent"]
+
+
+# --- what administrators said ---
+
+
+def directed(name: str, backend: str | None) -> list[Any]:
+    """As Directions.memory() has it; None: he is held."""
+    return [name, backend, None, "a copy", "ops", 10.0, 1]
+
+
+async def refusal_of(stage: Stage, name: str) -> str:
+    end = stage.ask(Session(CLIENT, "l"), Identity(name, "file"))
+    await stage.settle()
+    refusal = end()
+    assert isinstance(refusal, Refused), refusal
+    assert refusal.outcome is Outcome.UNAVAILABLE
+    return refusal.detail
+
+
+async def placed(stage: Stage, name: str, backend: str | None = None) -> Any:
+    end = stage.ask(Session(CLIENT, "l"), Identity(name, "file", backend))
+    await stage.settle()
+    return end()
+
+
+async def test_a_worker_alone_does_as_administrators_said(stage: Stage, autojump_clock: MockClock) -> None:
+    home = home_of(stage, "ann")
+    away = next(name for name in ("d1", "d2", "d3") if name != home)
+    stage.steward.post(["directions", [directed("ann", away), directed("bob", None), directed("cid", "d9")]])
+    await silence(stage)
+    assert await placed(stage, "ann") == await placed(stage, "ann", home) == away
+    assert await refusal_of(stage, "bob") == "held by ops: a copy"
+    assert await refusal_of(stage, "cid") == 'unknown backend "d9" given by ops'
+
+
+async def test_a_worker_alone_does_not_divide_a_user_who_moves(stage: Stage, autojump_clock: MockClock) -> None:
+    there = await stage.log_in("ann", "d1")
+    stage.steward.post(["directions", [directed("ann", "d2")]])
+    await silence(stage)
+    assert await placed(stage, "ann") == "d1", "where he has a session that has not ended yet"
+    stage.link.release(there, opened=True)
+    assert await placed(stage, "ann") == "d1"
+
+
+async def test_who_is_held_gets_in_nowhere_though_he_has_sessions(stage: Stage, autojump_clock: MockClock) -> None:
+    await stage.log_in("ann", "d1")
+    stage.steward.post(["directions", [directed("ann", None)]])
+    await silence(stage)
+    assert await refusal_of(stage, "ann") == "held by ops: a copy"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
-from proxy.app.preflight import preflight
+from proxy.app.preflight import admin_tls, preflight
 from proxy.settings.mistakes import SettingsError
 from proxy.settings.models import Settings
 
@@ -137,3 +139,36 @@ def test_a_filter_that_is_none(tmp_path: Path) -> None:
         preflight(settings, config)
     (mistake,) = caught.value.mistakes
     assert str(mistake).startswith(f"{config}:3: identity[1].ldap.search.filter: not a filter")
+
+
+TOKENS = [
+    ("$2b$12$abc", "not an argon2id hash; `imap-porter hash-password` makes one"),
+    ("$argon2id$v=19$m=65536,t=3,p=4$xx", "a damaged argon2id hash"),
+    ("$argon2id$v=19$m=99999999,t=3,p=4$HkA/zSL2W0qjZNjG7qMXMw$3/9eBlhXj8hzpHI6P6TwKBVfjUyj", "asks for 99999999 KiB"),
+]
+
+
+@pytest.mark.parametrize(("hash_", "problem"), TOKENS, ids=[row[1] for row in TOKENS])
+def test_hashes_of_tokens(tmp_path: Path, hash_: str, problem: str) -> None:
+    config = tmp_path / "porter.yaml"
+    config.write_text(f"admin:\n  tokens:\n    - name: ops\n      hash: {hash_!r}\n")
+    settings = settings_of(tmp_path, admin={"tokens": [{"name": "ops", "hash": hash_}]})
+    with pytest.raises(SettingsError) as caught:
+        preflight(settings, config)
+    (mistake,) = caught.value.mistakes
+    assert (mistake.line, mistake.key) == (4, "admin.tokens[0].hash")
+    assert mistake.problem.startswith(problem)
+
+
+def test_tls_of_the_administrators_door(tmp_path: Path) -> None:
+    assert admin_tls(settings_of(tmp_path), CONFIG) is None
+    issued = trustme.CA().issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "admin.crt")
+    issued.private_key_pem.write_to_path(tmp_path / "admin.key")
+    tls = {"certificate": "admin.crt", "private_key": "admin.key"}
+    assert admin_tls(settings_of(tmp_path, admin={"tls": tls}), CONFIG) is None, "there is no door"
+    settings = settings_of(tmp_path, admin={"tls": tls, "address": "127.0.0.1:9143"})
+    assert isinstance(admin_tls(settings, CONFIG), ssl.SSLContext)
+    (tmp_path / "admin.key").write_text("")
+    with pytest.raises(SettingsError, match=r"admin\.tls: the certificate cannot be used"):
+        admin_tls(settings, CONFIG)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
@@ -35,7 +37,9 @@ LOOPBACK = "127.0.0.1"
 class Reign:
     """One steward, and what its master says to it."""
 
-    def __init__(self, household: Household, settings: Settings, hand_over: int | None) -> None:
+    def __init__(
+        self, household: Household, settings: Settings, hand_over: int | None, admin_tls: ssl.SSLContext | None = None
+    ) -> None:
         near, self._far = packet_pair()
         self.packets = Packets(self._far)
         self.inbox: deque[Message] = deque()
@@ -54,7 +58,7 @@ class Reign:
             inherited,
             -1,
         )
-        self.steward = Steward(Plan(settings, Path("porter.yaml"), (), 1, 2, bytes(32)), place)
+        self.steward = Steward(Plan(settings, Path("porter.yaml"), (), 1, 2, bytes(32), admin_tls=admin_tls), place)
 
     async def live(self) -> None:
         with self.scope:
@@ -102,9 +106,15 @@ class Household:
         self.asking: list[tuple[Door, socket.socket]] = []
         self.reigns: list[Reign] = []
 
-    async def begin(self, settings: Settings | None = None, *, hand_over: int | None = None) -> Reign:
+    async def begin(
+        self,
+        settings: Settings | None = None,
+        *,
+        hand_over: int | None = None,
+        admin_tls: ssl.SSLContext | None = None,
+    ) -> Reign:
         """A steward begins, and all workers report to it."""
-        reign = Reign(self, settings or settings_of(), hand_over)
+        reign = Reign(self, settings or settings_of(), hand_over, admin_tls)
         self.reigns.append(reign)
         self._nursery.start_soon(reign.live)
         await reign.hear("ready")
@@ -192,7 +202,7 @@ async def test_a_killed_steward_is_followed_without_a_trace(household: Household
     reign = await household.begin(settings)
     home = await one.admit("a1", "ann")
     one.confirm("a1")
-    await household.ask(f"/v1/backends/{home}", {"state": "drain", "reason": "test"})
+    await household.ask("/v1/drain", {"backend": home, "reason": "test"})
     await one.overhear()
     for worker in household.workers:
         worker.view = (reign.steward.links.version, reign.steward.links.registry.view())
@@ -216,7 +226,7 @@ async def test_hand_over_keeps_what_workers_do_not_know(household: Household) ->
     for number in range(3):
         one.tell(["failed", away, f"u{number}", "connect: refused", False])
     one.tell(["metrics", [["porter_moves_total", ["drain"], 5]]], ["wrong", ["61", "62", "63", True, 0.0]])
-    await household.ask(f"/v1/backends/{home}", {"weight": 0, "reason": "test"})
+    await household.ask("/v1/weight", {"backend": home, "weight": 0, "reason": "test"})
     version = reign.steward.links.version
 
     def counted(text: str) -> float:
@@ -271,7 +281,7 @@ async def test_what_was_asked_during_a_hand_over_is_answered_by_the_next(househo
 async def test_an_unfinished_hand_over_is_made_up_for_by_workers(household: Household) -> None:
     one = household.workers[0]
     reign = await household.begin()
-    await household.ask("/v1/backends/d1", {"state": "drain", "reason": "test"})
+    await household.ask("/v1/drain", {"backend": "d1", "reason": "test"})
     one.view = (reign.steward.links.version, reign.steward.links.registry.view())
     one.lodgers = [lodger("a1", "ann", "d1")]
     await reign.kill()
@@ -312,12 +322,26 @@ async def test_readiness(household: Household) -> None:
     await trio.testing.wait_all_tasks_blocked()
     assert await household.look(household.admin, "/readyz") == (
         200,
-        {"ready": True, "draining": False, "workers": 1, "sessions": 0},
+        {"ready": True, "reasons": [], "draining": False, "workers": 1, "sessions": 0},
     )
+
+    async def why_not() -> list[str]:
+        await trio.testing.wait_all_tasks_blocked()
+        status, told = await household.look(household.admin, "/readyz")
+        assert (status, told["ready"]) == (503, False)
+        return list(told["reasons"])
+
     other.tell(["accepting", False])
+    assert await why_not() == ["no worker lets clients in"]
+    other.tell(["accepting", True], ["usable", False])
+    assert await why_not() == ["no identity source answers"]
+    other.tell(["usable", True])
+    for name in ("d1", "d2"):
+        reign.steward.links.registry.cluster.set_state(name, "down", time.monotonic())
+    assert await why_not() == ["no backend is up"]
+    reign.steward.links.registry.cluster.set_state("d1", "drain", time.monotonic())
     await trio.testing.wait_all_tasks_blocked()
-    assert (await household.look(household.admin, "/readyz"))[0] == 503
-    other.tell(["accepting", True])
+    assert (await household.look(household.admin, "/readyz"))[0] == 200
     reign.say(["draining"])
     await trio.testing.wait_all_tasks_blocked()
     assert (await household.look(household.admin, "/readyz"))[0] == 503
@@ -338,6 +362,7 @@ async def test_status(household: Household) -> None:
             "last_reload": {},
             "draining": False,
             "processes": [{**processes[0], "sessions": 1}, processes[1]],
+            "caller": {"name": f"uid {os.getuid()}", "role": "operator"},
         },
     )
 
@@ -350,7 +375,7 @@ async def test_metrics_of_the_master_are_shown(household: Household) -> None:
 
 
 ANSWERS = [
-    (["answer", None, True, "changed: workers"], (200, {"reloaded": "changed: workers"})),
+    (["answer", None, True, "changed: workers"], (200, {"done": {"reloaded": "changed: workers"}, "warning": ""})),
     (["answer", None, False, "porter.yaml:3: no"], (409, {"problem": "porter.yaml:3: no"})),
 ]
 
@@ -361,7 +386,7 @@ async def test_reload(household: Household, said: Message, expected: tuple[int, 
     got: list[tuple[int, Any]] = []
 
     async def administrator() -> None:
-        got.append(await household.ask("/v1/reload", {}))
+        got.append(await household.ask("/v1/reload", {"reason": "test"}))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(administrator)
@@ -377,20 +402,20 @@ async def test_the_answer_to_a_reload_gets_out_before_the_steward_leaves(househo
     got: list[tuple[int, Any]] = []
 
     async def administrator() -> None:
-        got.append(await household.ask("/v1/reload", {}))
+        got.append(await household.ask("/v1/reload", {"reason": "test"}))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(administrator)
         question = (await reign.hear("ask"))[1]
         reign.say(["answer", question, True, "changed: workers"])
         await household.hand_over(reign)
-    assert got == [(200, {"reloaded": "changed: workers"})]
+    assert got == [(200, {"done": {"reloaded": "changed: workers"}, "warning": ""})]
 
 
 async def test_a_master_that_does_not_answer(household: Household, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steward_module, "RELOAD_SECONDS", 0.01)
     await household.begin()
-    status, answer = await household.ask("/v1/reload", {})
+    status, answer = await household.ask("/v1/reload", {"reason": "test"})
     assert (status, answer["problem"][:25]) == (409, "no answer from the master")
 
 
@@ -399,8 +424,8 @@ async def test_an_administrators_word_reaches_the_workers(household: Household) 
     one = household.workers[0]
     await one.admit("s1", "ann", backend="d1")
     one.confirm("s1")
-    await household.ask("/v1/backends/d1", {"state": "drain", "over_seconds": 0, "reason": "test"})
-    await household.ask("/v1/backends/d1", {"state": "down", "reason": "test"})
+    await household.ask("/v1/drain", {"backend": "d1", "over_seconds": 0, "reason": "test"})
+    await household.ask("/v1/down", {"backend": "d1", "reason": "test"})
     said = [message async for message in _views(one, 2)]
     assert [memory["backends"]["d1"]["said"][0] for memory in said] == ["drain", "down"]
     assert await one.admit("s2", "bob", backend="d1") == Outcome.UNAVAILABLE

@@ -93,6 +93,12 @@ def write(tmp_path: Path, dead_port: int) -> Write:
 
 
 @pytest.fixture
+def config(write: Write, tmp_path: Path) -> Path:
+    """Settings that name a socket, `admin.sock` beside them."""
+    return write([{"backend": {}}], admin={"socket": str(tmp_path / "admin.sock")})
+
+
+@pytest.fixture
 def piped(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
     """Put octets on standard input."""
 

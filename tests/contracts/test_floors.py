@@ -39,14 +39,16 @@ DOORS = {
     "jwt": {"auth/oauth/"},
     "ldap3": {"auth/ldap/"},
     "prometheus_client": {"observe/metrics.py"},
-    "pydantic": {"settings/"},
+    "pydantic": {"settings/", "admin/"},
     "pymap": {"cli/demo_backend.py"},
     "rich": {"cli/"},
     "scramp": {"auth/scram_keys.py"},
     "service_identity": {"transport/tls_client.py"},
     "starlette": {"admin/"},
     "structlog": {"observe/log.py"},
+    "trio_websocket": {"cli/"},
     "typer": {"cli/"},
+    "wsproto": {"transport/websocket.py"},
     "yaml": {"settings/", "cli/demo.py"},
 }
 

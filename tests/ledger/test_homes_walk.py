@@ -272,6 +272,10 @@ class Walk(RuleBasedStateMachine):
     def move(self, name: str) -> None:
         self.homes.move(name, self.now)
 
+    @rule(name=names)
+    def unbind(self, name: str) -> None:
+        self.homes.unbind(name)
+
     # --- what has to hold ---
 
     def _seen(self, name: str) -> object:

@@ -32,6 +32,19 @@ def test_a_full_bucket_gives_all_of_it_and_not_one_more(count: int, per: float, 
     assert taken(rate, full_at, now + 100 * per, count + 10)[0] == count  # it does not overflow
 
 
+@pytest.mark.parametrize(("count", "per"), RATES[:5])
+@pytest.mark.parametrize("now", [0.0, 12.34, 1e7])
+def test_what_is_left_is_what_can_be_taken(count: int, per: float, now: float) -> None:
+    rate, full_at = Rate(count, per), NEVER_USED
+    for left in range(count, 0, -1):
+        assert rate.left(full_at, now) == left
+        full_at = rate.take(full_at, now)
+    assert rate.left(full_at, now) == 0
+    assert rate.left(rate.take(full_at, now, 3 * count), now) == 0, "who owes has no less than nothing"
+    assert rate.left(full_at, now + per / count) == 1
+    assert rate.left(full_at, now + 1000 * per) == count
+
+
 @pytest.mark.parametrize(("count", "per"), RATES)
 def test_debt_is_what_was_taken_beyond_the_last(count: int, per: float) -> None:
     rate = Rate(count, per)

@@ -331,6 +331,40 @@ def test_those_who_are_remembered_are_bounded(clock: Clock, monkeypatch: pytest.
     assert granted(living) == 9
 
 
+def test_what_a_user_has_left(clock: Clock) -> None:
+    meters = Meters(
+        limits(
+            commands_per_user={"all": (5, 60.0, "refuse"), "SEARCH": (2, 30.0, "refuse")},
+            bytes_per_user=(1000, 10.0, "delay"),
+            commands_per_session=(3, 60.0, "refuse"),
+        ),
+        clock,
+    )
+
+    def left(name: str = "ann") -> dict[str, tuple[int, int, float]]:
+        rows = json.loads(json.dumps(meters.left(name)))
+        return {row["limit"]: (row["most"], row["left"], row["per_seconds"]) for row in rows}
+
+    full = {
+        "commands_per_user": (5, 5, 60.0),
+        "commands_per_user (SEARCH)": (2, 2, 30.0),
+        "bytes_per_user": (1000, 1000, 10.0),
+    }
+    assert left() == full, "of all his sessions together; what one session may do is another question"
+    meter = opened(meters)
+    assert meter.permits("SEARCH") is GRANTED
+    assert meter.permits("NOOP") is GRANTED
+    assert {limit: row[1] for limit, row in left().items()} == {
+        "commands_per_user": 3,
+        "commands_per_user (SEARCH)": 1,
+        "bytes_per_user": 1000,
+    }
+    assert left("bob") == full
+    clock.now += 3600
+    assert left() == full
+    assert Meters(Limits(), clock).left("ann") == []
+
+
 @given(st.lists(st.tuples(st.floats(0.0, 1.0), st.integers(0, 2), st.integers(1, 20)), max_size=40))
 def test_workers_together_allow_the_rate_and_one_second_of_each_other(steps: list[tuple[float, int, int]]) -> None:
     """Three workers that tell each other once a second, a client that takes what he can get from any of them."""

@@ -139,3 +139,14 @@ def test_many_users_grow_nothing_and_those_who_rest_are_forgotten_first() -> Non
         admit(some, ALICE, HOME, 1000.0)
         some.take(ALICE, HOME, 1000.0)
     assert list(table._buckets) == [BOB, ALICE]
+
+
+def test_what_a_user_has_left() -> None:
+    some = rates(user=3, address=1)
+    assert [some.left(ALICE, 0.0), some.left(BOB, 0.0)] == [3, 3]
+    for address in (HOME, AWAY):
+        some.take(ALICE, address, 0.0)
+    assert [some.left(ALICE, 0.0), some.left(BOB, 0.0)] == [1, 3]
+    some.take(ALICE, "203.0.113.1", 0.0)
+    assert [some.left(ALICE, 0.0), some.left(ALICE, 20.0), some.left(ALICE, 1e6)] == [0, 1, 3]
+    assert rates(address=1).left(ALICE, 0.0) == 0, "there is no such limit; nobody asks"

@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from proxy.limits import reached as room
-from proxy.limits.reached import ACTIONS, reached
+from proxy.limits.reached import ACTIONS, reached, watch
 from proxy.observe import metrics
 from proxy.settings.limit_models import Action, ByteAction, Limits
 
@@ -25,7 +25,7 @@ def events() -> Iterator[Events]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(room, "_told", room._Told())
+    monkeypatch.setattr(room, "_told", room._Told(60.0))
     monkeypatch.setattr("proxy.limits.reached.time.monotonic", lambda: now[0])
     return now
 
@@ -85,3 +85,52 @@ def test_who_reaches_it_again_and_again_is_not_told_of_more_often_for_others(
     reached("logins_per_user", name="other")
     reached("logins_per_user", name="ann")
     assert [event["name"] for event in events].count("ann") == 3
+
+
+@pytest.fixture
+def told() -> Iterator[list[dict[str, str]]]:
+    """What somebody is told who looks on; nobody does afterwards."""
+    heard: list[dict[str, str]] = []
+    yield heard
+    watch(None)
+
+
+def test_whoever_looks_on_is_told_once_a_second(events: Events, clock: list[float], told: list[dict[str, str]]) -> None:
+    reached("commands_per_user", "delay", name="ann", command="FETCH")
+    watch(told.append)
+    for tenth in range(1201):
+        clock[0] = 1000.0 + tenth / 10
+        reached("commands_per_user", "delay", name="ann", command="FETCH")
+    reached("commands_per_user", "delay", name="bob", command="FETCH")
+    reached("connections_per_address", client="192.0.2.1")
+    reached("connections_per_address", client="192.0.2.1")
+    watch(None)
+    reached("connections")
+    ann = {"limit": "commands_per_user", "action": "delay", "user": "ann", "client": ""}
+    assert told == [
+        *[ann] * 121,
+        ann | {"user": "bob"},
+        {"limit": "connections_per_address", "action": "refuse", "user": "", "client": "192.0.2.1"},
+    ]
+    assert [event["name"] for event in events].count("ann") == 3, "the log has its own minute"
+    assert events[-1]["limit"] == "connections", "what happens afterwards is for the log alone"
+
+
+def test_who_begins_to_look_on_is_told_at_once(events: Events, clock: list[float], told: list[dict[str, str]]) -> None:
+    for _ in range(2):  # the second one does not miss what the first was told in the same second
+        watch(told.append)
+        reached("logins_per_user", name="ann")
+        reached("logins_per_user", name="ann")
+    assert len(told) == 2
+    assert len(events) == 1
+
+
+def test_many_names_grow_nothing_for_whoever_looks_on(
+    events: Events, clock: list[float], told: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_MOST_TOLD", 10)
+    watch(told.append)
+    for number in range(50):
+        reached("logins_per_user", name=f"user{number}")
+    assert len(room._watch.told._last) == 10
+    assert len(told) == 50

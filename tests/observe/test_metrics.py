@@ -124,6 +124,32 @@ def test_a_tally_reaches_the_metrics() -> None:
     assert counts == [0, 0] + [1] * (len(COMMAND_BUCKETS) - 2)
 
 
+def test_the_observers_reasons_are_known() -> None:
+    from proxy.imap import observer
+    from proxy.observe import tally
+
+    assert {*observer.BLIND_REASONS, "other"} == set(tally.BLIND_REASONS)
+
+
+def test_a_failure_leaves_its_time_until_the_backend_is_gone() -> None:
+    from proxy.backends import last_failure
+
+    def found() -> dict[str, float]:
+        return {
+            dict(labels)["step"]: value
+            for (name, labels), value in samples(METRICS).items()
+            if name == "porter_backend_last_failure_timestamp_seconds" and ("backend", "failing") in labels
+        }
+
+    last_failure.know("failing")
+    assert found() == dict.fromkeys(last_failure.STEPS, 0)
+    last_failure.failed("failing", "tls")
+    last_failure.failed("failing", "what nobody has heard of")
+    assert {step for step, value in found().items() if value} == {"tls", "login"}
+    last_failure.forget("failing")
+    assert found() == {}
+
+
 def test_lost_log_lines_are_counted() -> None:
     from proxy.observe import log
 
@@ -158,13 +184,17 @@ def test_a_login_story_in_metrics() -> None:
     session.refused("connections_per_address")
     session.tls_failed("protocol")
     session.tls_failed("new in this OpenSSL")
+    session.backend_login("dovecot-1", 0.003)
     session.backend_failed("dovecot-1", "greeting")
     session.loop_delay(0.004)
     after = samples(METRICS)
+    assert after.pop(
+        ("porter_backend_last_failure_timestamp_seconds", (("backend", "dovecot-1"), ("step", "greeting")))
+    )
     moved = {
-        (key[0], *(value for _, value in key[1])): value - before[key]
+        (key[0], *(value for _, value in key[1])): value - before.get(key, 0)
         for key, value in after.items()
-        if key[0].startswith("porter_") and not key[0].endswith(("_bucket", "_sum")) and value != before[key]
+        if key[0].startswith("porter_") and not key[0].endswith(("_bucket", "_sum")) and value != before.get(key, 0)
     }
     assert moved == {
         ("porter_connections_total", "[::]:993"): 3,
@@ -179,5 +209,7 @@ def test_a_login_story_in_metrics() -> None:
         ("porter_tls_handshake_failures_total", "protocol"): 1,
         ("porter_tls_handshake_failures_total", "other"): 1,
         ("porter_backend_failures_total", "dovecot-1", "greeting"): 1,
-        ("porter_event_loop_delay_seconds_count",): 1,
+        ("porter_event_loop_delay_seconds_count", "master"): 1,
+        ("porter_worker_sessions", "master"): 1,
+        ("porter_backend_login_duration_seconds_count", "dovecot-1"): 1,
     }

@@ -76,6 +76,7 @@ class Splicer:
         refused: frozenset[bytes] = REFUSED_AFTER_LOGIN,
         early: tuple[bytes, bytes] = (b"", b""),
         meter: Meter | None = None,
+        start: bool = True,
     ) -> Wire:
         client, client_end = socket_pair()
         backend, backend_end = socket_pair()
@@ -96,7 +97,8 @@ class Splicer:
             ),
         )
         relay = Relay(*parts) if meter is None else MeteredRelay(*parts, meter)
-        relay.start(*early)
+        if start:
+            relay.start(*early)
         wire = Wire(PairStream(client_end), PairStream(backend_end), relay, tally, ended, parted)
         self.wires.append(wire)
         return wire

@@ -22,9 +22,14 @@ declare -A package_of=(
   [/usr/bin/thunderbird]=thunderbird
   [/usr/bin/certutil]=libnss3-tools
   [/usr/bin/script]=bsdutils
+  [/usr/bin/mount]=mount
+  [/usr/bin/unshare]=util-linux
   [/usr/sbin/postmap]=postfix
   [/usr/sbin/nsd]=nsd
   [/usr/sbin/haproxy]=haproxy
+  [/usr/sbin/perdition.imap4s]=perdition
+  [/usr/bin/promtool]=prometheus
+  [/usr/bin/chromium]=chromium
   [/usr/lib/nginx/modules/ngx_stream_module.so]=libnginx-mod-stream
 )
 missing=()

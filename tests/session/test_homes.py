@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from proxy.app.desk import Desk
+from proxy.app.links import Links
 from proxy.app.overseer import Overseer
 from proxy.backends.discovered import Found
 from proxy.model import Identity
@@ -52,13 +53,11 @@ def desk_of(scene: Scene) -> Desk:
         raise AssertionError("nobody asks for it")
 
     house = scene.house
+    links = Links(house.settings, house.throttle)
+    links.registry = scene.registry
+    hub = links.onlookers.hub
     return Desk(
-        house.settings,
-        scene.registry,
-        house.authenticator,
-        logins_waiting=lambda name: house.backends[name].logins_waiting,
-        status=dict,
-        reload=reload,
+        house.settings, links, house.authenticator, hub, status=dict, reload=reload, set_log_level=lambda level: level
     )
 
 

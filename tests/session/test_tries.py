@@ -14,7 +14,9 @@ from proxy.ledger.session import Session
 from proxy.limits.turnstile import Turnstile
 from proxy.model import Credentials, Endpoint
 from proxy.outcome import Outcome, Refused
+from proxy.relay.tracing import Tracing
 from proxy.session.house import House
+from proxy.session.refusals import Refusals
 from proxy.session.tries import Tries
 from proxy.settings.models import Limits
 
@@ -43,6 +45,8 @@ def house(refusal: Refused, delay: float) -> House:
         "logins": Turnstile("logins_at_once", 100),
         "authenticator": Refusing(refusal),
         "metrics": metrics,
+        "tracing": Tracing(),
+        "refusals": Refusals(),
     }
     return cast("House", SimpleNamespace(**rooms))
 

@@ -96,6 +96,7 @@ def test_good_settings_as_json(good: Path, capsys: pytest.CaptureFixture[str]) -
             "domains": [],
             "proxy_protocol": None,
             "id_address": None,
+            "websocket": None,
             "client_certificates": None,
         }
     ]

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from proxy.transport.key_pair import read_key_pair
-from proxy.transport.tls import Pair, ServerCertificates, accept_tls
+from proxy.transport.tls import IMAP, Pair, ServerCertificates, accept_tls
 
 
 @dataclass(frozen=True)
@@ -196,10 +196,10 @@ async def test_one_of_many(tmp_path: Path) -> None:
     certificates = ServerCertificates(pairs, "1.2")
     site = Site(certificates)
     try:
-        before = dict(certificates._choices[None].by_pair)
+        before = dict(certificates._choices[None, IMAP].by_pair)
         new = issue("zwei.example", "one.example")
         assert certificates.renew(dict(zip(pairs[1], (new.certificate, new.private_key), strict=True)))
-        after = certificates._choices[None].by_pair
+        after = certificates._choices[None, IMAP].by_pair
         assert [after[pair] is before[pair] for pair in pairs] == [True, False, True]
         for name in ("zwei.example", "one.example", "x.one.example", "three.example"):
             await site.visit(name)
