@@ -1,0 +1,3 @@
+# /etc/perdition/popmap.re
+^boss@example\.org$: mail-2.example.org
+@gold\.example$: mail-2.example.org
