@@ -15,6 +15,7 @@ PAGE_metrics  = proxy.observe.reference
 
 INSTALLED = $(MADE)/installed
 CLIENTS   = $(MADE)/npm/installed
+HELM      = $(MADE)/helm/installed
 
 .PHONY: help test demo check lint format bench docs servers clean always
 .DEFAULT_GOAL := help
@@ -22,7 +23,7 @@ CLIENTS   = $(MADE)/npm/installed
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-test: $(INSTALLED) servers $(CLIENTS) ## all tests, with real servers and mail clients; installs those where root and apt are
+test: $(INSTALLED) servers $(CLIENTS) $(HELM) ## all tests, with real servers and mail clients; installs those where root and apt are
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: lint test ## what must be green: format, lint, types, all tests; a warning is an error
@@ -45,13 +46,18 @@ bench: $(INSTALLED) ## measure CPU, latency and memory beside nginx; BENCH= name
 	@rm -rf $(MADE)/bench && mkdir -p $(MADE) && cp -R "$(BENCH)" $(MADE)/bench && chmod -R u+w $(MADE)/bench
 	@$(MAKE) --no-print-directory -C $(MADE)/bench
 	cd $(MADE)/bench && PORTER="$(abspath $(BIN)/imap-porter)" ./measure.py --target porter --vs nginx --rounds $(ROUNDS)
+	$(BIN)/python -m tests.measure_watching $(MADE)/bench
 
-docs: docs/settings.md docs/metrics.md ## write docs/settings.md and docs/metrics.md from the code
+docs: docs/settings.md docs/metrics.md helm/imap-porter/values.schema.json ## write from the code what is made from it: pages, the chart's schema
 
 # By way of another file: a page is whole, or as it was. Always, since it depends on more of the code than make knows.
 docs/%.md: $(INSTALLED) always
 	$(BIN)/python -m $(PAGE_$*) > $(MADE)/$*.md
 	@mv $(MADE)/$*.md $@
+
+helm/imap-porter/values.schema.json: $(INSTALLED) always
+	$(BIN)/python helm/make_schema.py > $(MADE)/$(@F)
+	@mv $(MADE)/$(@F) $@
 
 clean: ## remove all that make has made
 	rm -rf $(MADE) $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -81,3 +87,6 @@ $(CLIENTS): tests/servers/package.json | servers
 	@if ! command -v npm >/dev/null; then echo 'npm is not installed' >&2; [ "$(CI)" != true ]; \
 	elif cd $(@D) && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error; then touch installed; \
 	else [ "$(CI)" != true ]; fi
+
+$(HELM): tests/servers/helm.sh | servers
+	@tests/servers/helm.sh || [ "$(CI)" != true ]
