@@ -16,7 +16,7 @@ SessionState = Literal["logging_in", "open"]
 class Answer(BaseModel):
     """What a verb answers, or a part of it; later versions may say more."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
 
 class Problem(Answer):

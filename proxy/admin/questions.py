@@ -37,7 +37,8 @@ Address = Annotated[str, StringConstraints(max_length=64), AfterValidator(_addre
 class Question(BaseModel):
     """What one verb is asked; it has no key but these."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    # Built when first asked for, by the one process that is asked.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class Nothing(Question):
