@@ -137,9 +137,14 @@ class Live:
 
     def __init__(self, command: list[str]) -> None:
         self.lines: list[str] = []
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
+        # Where the tests' own shell ignores interrupts, as one does in the background, what it starts would as well.
+        ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            )
+        finally:
+            signal.signal(signal.SIGINT, ours)
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
