@@ -197,9 +197,10 @@ class Conversation:
         if content.upper() == b"DONE" and not beyond:
             return Line(Side.CLIENT, content, b"", Shown.ALL), ""
         words = content.split(None, 3)
+        if words and valid_tag(words[0]) and content.startswith(words[0] + b" "):
+            self._tag = words[0]  # be it all that stands before a literal: a tagged answer still ends that
         if len(words) < 2 or not valid_tag(words[0]):
             return Line(Side.CLIENT, b"", content, Shown.NOTHING, beyond, *literal), ""
-        self._tag = words[0]
         name = command_name(words)
         shown = _SHOWN_OF_COMMANDS[name]
         if name != OTHER and len(words[0]) <= _LONGEST_TAG and len(self._tags) < _MOST_TAGS:

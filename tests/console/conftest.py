@@ -20,13 +20,10 @@ OpenPage = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    program = require("chromium")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield running
-        running.close()
+def browser(playwright: Any) -> Iterator[Any]:
+    running = playwright.chromium.launch(executable_path=require("chromium"), args=["--no-sandbox"])
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.imap.discretion import MOST_CHARACTERS, MOST_KEPT
@@ -382,6 +382,7 @@ def follow(script: Script) -> None:
 
 
 @given(SCRIPTS)
+@example([("client", b"a {3}\r\n"), ("backend", b"a COMPRESS x\r\n")])
 @settings(max_examples=1000, deadline=None)
 def test_it_reads_as_the_observer_does(script: Script) -> None:
     follow(script)

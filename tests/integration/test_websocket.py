@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio_websocket
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, expect
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from tests.servers.accounts import USERS
@@ -262,7 +262,7 @@ async def test_a_client_that_reads_slowly_gets_all(site: Site) -> None:
         while not (await mail.line()).startswith(b"b OK "):
             pass
         await mail.command(b"c SELECT INBOX\r\n")
-        await mail.send(b"f FETCH 1 BODY.PEEK[]\r\n")
+        await mail.send(b"f FETCH * BODY.PEEK[]\r\n")
         got = 0
         while got < len(body):
             got += len(await mail.exactly(min(200_000, len(body) - got)))
@@ -339,7 +339,7 @@ async def test_behind_a_web_server(site: Site, pki: Pki, front: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser(folder: Path, pki: Pki) -> Iterator[Browser]:
+def browser(folder: Path, pki: Pki, playwright: Playwright) -> Iterator[Browser]:
     """Chromium, which trusts the tests' authority."""
     chromium, certutil = require("chromium"), require("certutil")
     home = folder / "chromium"
@@ -347,12 +347,11 @@ def browser(folder: Path, pki: Pki) -> Iterator[Browser]:
     database.mkdir(parents=True)
     for arguments in (["-N", "--empty-password"], ["-A", "-n", "tests", "-t", "C,,", "-i", str(pki.ca)]):
         subprocess.run([certutil, "-d", f"sql:{database}", *arguments], check=True, capture_output=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox"], env={**os.environ, "HOME": str(home)}
-        )
-        yield browser
-        browser.close()
+    browser = playwright.chromium.launch(
+        executable_path=chromium, args=["--no-sandbox"], env={**os.environ, "HOME": str(home)}
+    )
+    yield browser
+    browser.close()
     shutil.rmtree(home, ignore_errors=True)
 
 
