@@ -23,10 +23,10 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import trio
 
@@ -37,10 +37,9 @@ from proxy.observe.log import get_logger
 from proxy.outcome import Outcome, Refused
 from proxy.relay.closing import Closer
 from proxy.routing.cluster import Cluster
-from proxy.transport.packets import Message, Packets
+from proxy.transport.packets import Message, Packets, slices
 
 log = get_logger()
-_T = TypeVar("_T")
 
 PATIENCE_SECONDS = 3.0
 _AT_ONCE = 200  # sessions, or directions, in one message
@@ -382,9 +381,9 @@ class Link:
         post, nonce = self._packets.post, self._nonce
         memory = self._cluster.memory(time.monotonic()) if self._version else None
         post(["report", nonce, self._version, memory, self._about])
-        for some in _slices(list(self._lodgers.values())):
+        for some in slices(list(self._lodgers.values()), _AT_ONCE):
             post(["lodgers", nonce, [_described(lodger) for lodger in some]])
-        for told in _slices(self._cluster.directions.memory()):
+        for told in slices(self._cluster.directions.memory(), _AT_ONCE):
             post(["directions", nonce, told])
         post(["reported", nonce])
 
@@ -409,11 +408,6 @@ def _described(lodger: _Lodger) -> list[Any]:
         lodger.stage,
         round(max(0.0, time.monotonic() - session.started), 3),
     ]
-
-
-def _slices(told: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    for start in range(0, len(told), _AT_ONCE):
-        yield told[start : start + _AT_ONCE]
 
 
 def _nothing() -> None:

@@ -25,7 +25,7 @@ from proxy.observe.log import Level
 from proxy.observe.metrics import METRICS
 from proxy.outcome import Outcome
 from proxy.routing.cluster import BackendEvent
-from proxy.transport.packets import Message
+from proxy.transport.packets import Message, slices
 
 _FIRST_SECONDS = 1.2
 _OURS = frozenset({"time", "kind", "event"})  # of an event, whatever another version's worker calls his values
@@ -61,7 +61,7 @@ class Onlookers:
     def tell_all_directions(self, link: WorkerLink) -> None:
         """He has reported what he knows; from now on he knows what we know."""
         link.post(["undirected", None])
-        for told in _slices(self._registry.directions.memory()):
+        for told in slices(self._registry.directions.memory(), _NAMES_AT_ONCE):
             link.post(["directions", told])
 
     def set_log_level(self, level: Level) -> None:
@@ -77,9 +77,9 @@ class Onlookers:
     def _tell_directions(self, names: list[str]) -> None:
         memory = self._registry.directions.memory(names)
         for link in self._links.values():
-            for some in _slices(names):
+            for some in slices(names, _NAMES_AT_ONCE):
                 link.post(["undirected", some])
-            for told in _slices(memory):
+            for told in slices(memory, _NAMES_AT_ONCE):
                 link.post(["directions", told])
 
     # --- what happens ---
@@ -194,8 +194,3 @@ def _rates(row: list[float]) -> dict[str, Any]:
         "octets_per_second_up": round(up),
         "octets_per_second_down": round(down),
     }
-
-
-def _slices(told: list[Any]) -> Iterable[list[Any]]:
-    for start in range(0, len(told), _NAMES_AT_ONCE):
-        yield told[start : start + _NAMES_AT_ONCE]

@@ -15,12 +15,13 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
 MOST_BYTES = 60_000  # of a packet; the kernel takes some three of these before the sender has to wait
 Message = list[Any]
+_T = TypeVar("_T")
 
 _WHOLE, _FIRST, _FURTHER, _LAST = b"=", b"<", b"+", b">"
 _MOST_ASSEMBLED = 64 * 1024 * 1024
@@ -30,6 +31,12 @@ _SHORT_OF_MEMORY = frozenset({errno.ENOBUFS, errno.ENOMEM})
 _SHORT_SECONDS = 0.1
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
+
+
+def slices(told: Sequence[_T], most: int) -> Iterator[Sequence[_T]]:
+    """So many at once, for messages that others have their turn between."""
+    for start in range(0, len(told), most):
+        yield told[start : start + most]
 
 
 def packet_pair() -> tuple[socket.socket, socket.socket]:
