@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -128,16 +129,16 @@ def test_one_who_says_nothing_is_replaced(master: Start, port: int) -> None:
 @pytest.mark.parametrize(
     ("orders", "told"),
     [
-        ({"w1.1": ["crash"]}, "worker w1.1 ended before it was ready: exit status 1"),
-        ({"s1": ["crash"]}, "steward s1 ended before it was ready: exit status 1"),
-        ({"w1.0": ["never ready"]}, "not ready after 0.3 s: w1.0"),
+        ({"w1.1": ["crash"]}, r"worker w1\.1 ended before it was ready: exit status 1"),
+        ({"s1": ["crash"]}, r"steward s1 ended before it was ready: exit status 1"),
+        ({"w1.0": ["never ready"]}, r"not ready after 1 s: w1\.0(, .*)?"),  # others may be late, too
     ],
 )
 def test_a_start_that_fails_leaves_nobody(master: Start, port: int, orders: dict[str, list[str]], told: str) -> None:
-    patience = Patience(ready=0.3) if "never" in str(orders) else PATIENCE
+    patience = Patience(ready=1.0) if "never" in str(orders) else PATIENCE
     running = master(settings_of(port), orders=orders, patience=patience)
     assert running.exit_status() == 1
-    assert running.log("master.start_failed")[0]["reason"] == told
+    assert re.fullmatch(told, running.log("master.start_failed")[0]["reason"])
     assert running.pids() == {}
     assert refuses(port)
 

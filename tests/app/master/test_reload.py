@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tests.servers.ports import LOOPBACK, Ports
 
 Start = Callable[..., Mastered]
 Call = Callable[[int | str], Caller]
+
+AGED_SECONDS = 1.5  # what has changed within the last second counts as changed while it was read
 
 
 def test_new_clients_go_to_the_new_and_sessions_stay_with_the_old(master: Start, port: int, call: Call) -> None:
@@ -232,6 +235,7 @@ def test_files_that_change_are_handed_over(master: Start, port: int, tmp_path: P
     users = tmp_path / "users.yaml"
     users.write_text(yaml.safe_dump({"ann@example.org": {"hash": hashed}}))
     settings = settings_of(port, identity=[{"file": {"path": "users.yaml"}}])
+    time.sleep(AGED_SECONDS)
     running = master(settings, orders={"w1.0": ["refuse files"], "w1.1": ["refuse files"]})
     running.wait_for("master.started")
     text = yaml.safe_dump({"bob@example.org": {"hash": hashed}})
@@ -246,6 +250,7 @@ def test_files_that_change_are_handed_over(master: Start, port: int, tmp_path: P
     running.wait_until(lambda: running.heard("s1").count(["begin"]) == 2, "a steward who begins")
     assert len(running.log("fake.file", process="s1")) == 1, "what was refused is nothing for newcomers"
     assert len(running.log("files.rejected")) == 1
+    time.sleep(AGED_SECONDS)
     running.reload()
     running.kill("w2.0")
     running.wait_for("process.restarted", process="w2.0.2")
