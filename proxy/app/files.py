@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import trio
 
+from proxy.app.admin_certificate import AdminCertificate
 from proxy.auth.authenticator import Authenticator
 from proxy.auth.cache import CachedSource
 from proxy.auth.file import MAX_BYTES as MAX_USERS_BYTES
@@ -82,9 +83,10 @@ def groups_of(settings: Settings) -> list[Group]:
 
 
 def _that_share_files(settings: Settings) -> list[list[Pair]]:
-    """The pairs of listeners; together those that have a file in common."""
+    """The pairs of listeners and of the admin door; together those that have a file in common."""
     groups: list[list[Pair]] = []
-    for each in settings.tls.certificates:
+    ours = () if settings.admin.tls is None or settings.admin.address is None else (settings.admin.tls,)
+    for each in (*settings.tls.certificates, *ours):
         pair = (each.certificate, each.private_key)
         near = [group for group in groups if not {*chain(*group)}.isdisjoint(pair)]
         groups = [group for group in groups if group not in near]
@@ -275,15 +277,23 @@ class Files:
     """What a worker or the steward does with them."""
 
     def __init__(
-        self, settings: Settings, doors: Iterable[Door], authenticator: Authenticator, *, counts: bool = False
+        self,
+        settings: Settings,
+        doors: Iterable[Door],
+        authenticator: Authenticator,
+        *,
+        admin: AdminCertificate | None = None,
+        counts: bool = False,
     ) -> None:
         """Args:
+        admin: What administrators are shown, if it is this process that they talk to.
         counts: Whether it is this process that tells, for all, what has been swapped, and when certificates end.
         """
         self._groups = groups_of(settings)
         found = [door.certificates for door in doors if door.certificates is not None]
         self._certificates: tuple[ServerCertificates, ...] = tuple(dict.fromkeys(found))
         self._sources = [(source, _innermost(source)) for source in authenticator.sources]
+        self._admin = () if admin is None else (admin,)
         self._counts = counts
         self._users: dict[Path, tuple[bytes, Reject]] = {}  # that are still to be read
         self._users_came = trio.Event()
@@ -325,7 +335,7 @@ class Files:
             return
         try:
             if group.kind == "pairs":
-                renewed = [certificates.renew(contents) for certificates in self._certificates]
+                renewed = [certificates.renew(contents) for certificates in (*self._certificates, *self._admin)]
                 swapped = any(renewed)
                 self._show_ends()
             else:
@@ -368,8 +378,9 @@ class Files:
 
     def _show_ends(self) -> None:
         if self._counts:
-            for path, end in chain.from_iterable(each.ends.items() for each in self._certificates):
-                _show_end("listener", path, end)
+            for kind, shown in (("listener", self._certificates), ("admin", self._admin)):
+                for path, end in chain.from_iterable(each.ends.items() for each in shown):
+                    _show_end(kind, path, end)
 
 
 def _show_end(kind: str, certificate: Path, end: datetime) -> None:
