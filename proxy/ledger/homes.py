@@ -24,7 +24,7 @@ from typing import Any
 from proxy.ledger.guests import Guest
 from proxy.ledger.moves import Closing, Moves, Stray
 from proxy.ledger.pins import Pin, Pins
-from proxy.ledger.resident import Move, MoveReason, Occupancy, Resident, Stage, Whereabouts, Why
+from proxy.ledger.resident import NOTHING, Move, MoveReason, Occupancy, Resident, Share, Stage, Whereabouts, Why
 from proxy.model import Placement
 from proxy.outcome import Outcome, Refused
 from proxy.settings.backend_models import Routing
@@ -64,6 +64,7 @@ class Homes:
         self._strays: dict[str, str] = {}  # by session: where it is, and its user is not
         self._pins = Pins(max(routing.sticky, routing.move_delay), most_pins)
         self._moves = Moves(routing, jitter)
+        self.touched: set[str] | None = None  # whose sessions are not what they were; None: nobody wants to know
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -97,7 +98,7 @@ class Homes:
             self._check_crowd(backend)
             why = placement.why if backend == placement.home else "hash"
             resident = self._take_in(Resident(name, backend, why, now))
-        elif resident.move is None and _may_join(resident.backend, placement):
+        elif resident.move is None and may_join(resident.backend, placement):
             _check_open(resident.backend, placement)
             if verified:
                 self._check_room(resident)
@@ -129,6 +130,7 @@ class Homes:
         if resident.sessions[session_id] is Stage.TRYING:
             self._check_room(resident)
             resident.counted += 1
+            self._touch(resident.name)
         resident.sessions[session_id] = Stage.OPENED
 
     def release(self, session_id: str, now: float, *, opened: bool) -> bool:
@@ -141,6 +143,7 @@ class Homes:
         if resident is None:
             return False
         resident.counted -= resident.sessions.pop(session_id) is not Stage.TRYING
+        self._touch(resident.name)
         backend = self._strays.pop(session_id, resident.backend)
         self._crowds[backend] -= 1
         if not self._crowds[backend]:
@@ -176,6 +179,11 @@ class Homes:
         resident.counted += stage is not Stage.TRYING
         self._sessions[session_id] = resident
         self._crowds[backend] = self._crowds.get(backend, 0) + 1
+        self._touch(resident.name)
+
+    def _touch(self, name: str) -> None:
+        if self.touched is not None:
+            self.touched.add(name)
 
     def _first_backend(self, name: str, placement: Placement, now: float) -> str | None:
         """Where somebody without sessions goes; None: he has left another backend only just now."""
@@ -293,6 +301,31 @@ class Homes:
         """Take over what another ledger remembers."""
         self._pins.recall(memory.get("pins"), now)
 
+    # --- what other proxies know ---
+
+    def share(self, name: str, now: float) -> Share:
+        """What there is of a user here, for them."""
+        resident = self._residents.get(name)
+        if resident is None:
+            pin = self._pins.get(name, now)
+            return NOTHING if pin is None else Share(pin.backend, 0, 0, now - pin.left_at, pin.sticky)
+        if resident.sessions:
+            return Share(resident.backend, len(resident.sessions), resident.counted)
+        left = None if resident.left_at is None else now - resident.left_at
+        return Share(resident.backend, 0, 0, left, sticky=False)  # he is on the move
+
+    def occupants(self) -> list[str]:
+        """Who has sessions here."""
+        return [resident.name for resident in self._residents.values() if resident.sessions]
+
+    def absent(self, now: float) -> list[str]:
+        """Who has none, and had until a while ago."""
+        return self._pins.names(now)
+
+    def remember(self, name: str, backend: str, left_at: float, *, sticky: bool) -> None:
+        """He was at this backend later than anywhere that is known here; without effect while he has sessions."""
+        self._pins.put(name, Pin(backend, left_at, sticky))
+
     # --- users have to leave ---
 
     def move(self, name: str, now: float) -> int:
@@ -407,7 +440,8 @@ def _catch_up(resident: Resident, guest: Guest) -> None:
         resident.sessions[guest.id] = guest.stage
 
 
-def _may_join(backend: str, placement: Placement) -> bool:
+def may_join(backend: str, placement: Placement) -> bool:
+    """Whether a user may join sessions that he has at a backend."""
     return backend == placement.home or (backend in placement.joinable and placement.why != "override")
 
 

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import trio
 from proxy.ledger.guests import Guest
 from proxy.ledger.homes import Homes
 from proxy.ledger.moves import Closing
-from proxy.ledger.resident import Move, MoveReason, Occupancy, Resident, Whereabouts, Why
+from proxy.ledger.resident import Move, MoveReason, Occupancy, Resident, Share, Whereabouts, Why
 from proxy.model import Placement
 from proxy.observe import metrics
 from proxy.observe.log import get_logger
@@ -274,6 +274,52 @@ class Ledger:
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Take over what the ledger before this one remembered. What makes no sense is passed over."""
         self._homes.recall(memory, trio.current_time())
+
+    # --- what other proxies know ---
+
+    def watch(self) -> None:
+        """From now on note whose sessions are not what they were, for take_touched()."""
+        self._homes.touched = set()
+
+    def take_touched(self, but: Collection[str]) -> list[str]:
+        """Whose sessions are not what they were at the last call; these names wait for the next one."""
+        touched = self._homes.touched
+        if not touched:
+            return []
+        taken = [name for name in touched if name not in but]
+        touched.difference_update(taken)
+        return taken
+
+    def told(self, name: str, share: Share) -> None:
+        """They know this share of a user; if it is still his, nothing has to be told."""
+        if self._homes.touched is not None and self.share(name) == share:
+            self._homes.touched.discard(name)
+
+    def share(self, name: str) -> Share:
+        """What there is of a user here."""
+        return self._homes.share(name, trio.current_time())
+
+    def occupants(self) -> list[str]:
+        """Who has sessions here."""
+        return self._homes.occupants()
+
+    def absent(self) -> list[str]:
+        """Who has none, and had until a while ago."""
+        return self._homes.absent(trio.current_time())
+
+    def remember(self, name: str, backend: str, seconds: float, *, sticky: bool) -> None:
+        """Others know that a user without sessions was at this backend so many seconds ago, and nowhere since."""
+        self._homes.remember(name, backend, trio.current_time() - seconds, sticky=sticky)
+
+    def part(self, divided: Sequence[str]) -> list[str]:
+        """These users live elsewhere by what other proxies say: their sessions here have to end; gives those who were
+        not on the move already.
+        """
+        parted = [name for name in divided if (there := self.find(name)) is not None and not there.moving]
+        _DIVIDED.inc(len(parted))
+        for name in divided:
+            self.move(name)
+        return parted
 
     # --- users have to leave ---
 

@@ -64,6 +64,10 @@ class Pins:
                     if known is None or known.left_at < now - age:
                         self.put(name, Pin(backend, now - age, sticky))
 
+    def names(self, now: float) -> list[str]:
+        """Whose are of use."""
+        return [name for name, pin in self._pins.items() if pin.left_at + self._seconds > now]
+
     def drop(self, name: str) -> None:
         self._pins.pop(name, None)
 

@@ -80,3 +80,17 @@ class Occupancy:
 
     users: int
     sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a proxy has of a user, as it tells the others."""
+
+    backend: str  # where his sessions are, or where the last one was
+    sessions: int  # those that his backend has not let in yet included
+    counted: int = 0  # of them in connections_per_user
+    left_seconds: float | None = None  # without sessions: how long ago the last one ended; None: nothing is remembered
+    sticky: bool = False  # whether he may go back there
+
+
+NOTHING = Share("", 0)

@@ -163,6 +163,26 @@ class Directions:
             self._by_name[name] = Said(direction, said.held)
 
 
+def is_over(memory: object, now: float) -> bool:
+    """Whether nothing of what is remembered holds any more, Unix time."""
+    return all(direction.is_over(now) for _, direction in _read(memory))
+
+
+def not_over(memory: object, now: float) -> list[list[Any]]:
+    """What holds still, of what is remembered."""
+    return [[name, *astuple(direction)] for name, direction in _read(memory) if not direction.is_over(now)]
+
+
+def said_at(memory: object) -> float:
+    """When the last of it was said, Unix time; -inf: nothing was."""
+    return max((direction.since for _, direction in _read(memory)), default=-math.inf)
+
+
+def released(name: str, now: float) -> list[list[Any]]:
+    """Nothing is said of a user any more, for others who remember that something was."""
+    return [[name, *astuple(Direction(None, now, "released", "", now))]]
+
+
 def _read(memory: object) -> Iterator[tuple[str, Direction]]:
     for each in memory if isinstance(memory, list) else ():
         match each:

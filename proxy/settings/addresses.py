@@ -27,6 +27,7 @@ _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses among IPv6 on
 _ORIGIN = re.compile(r"(?i:https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _HTTP_HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _USUAL_PORTS = {"http": ":80", "https": ":443"}
+_VALKEY_SCHEMES = ("redis", "rediss", "valkey", "valkeys")
 _ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # RFC 4007 §11; an interface's name on Linux
 
 
@@ -52,6 +53,55 @@ class BackendUrl:
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.endpoint}"
+
+
+@dataclass(frozen=True, slots=True)
+class ValkeyUrl:
+    """Where a Valkey or Redis server listens, and which of its databases is meant."""
+
+    tls: bool
+    endpoint: Endpoint
+    database: int
+
+    @property
+    def host(self) -> str:
+        return self.endpoint.host
+
+    @property
+    def port(self) -> int:
+        return self.endpoint.port
+
+    def __str__(self) -> str:
+        return f"{'rediss' if self.tls else 'redis'}://{self.endpoint}/{self.database}"
+
+
+def parse_valkey_url(value: object) -> ValkeyUrl:
+    """A server and its database: "redis://127.0.0.1:6379/0", "rediss://valkey.example.org"; `valkey` for `redis` too.
+
+    Raises:
+        ValueError: Its text says what is wrong and how to write it. It never repeats the URL, which may hold a secret.
+    """
+    example = 'e.g. "redis://127.0.0.1:6379/0" or "rediss://valkey.example.org"'
+    scheme, separator, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
+    if not separator or scheme.lower() not in _VALKEY_SCHEMES:
+        raise ValueError(f"expected a redis:// or rediss:// URL, {example}")
+    if "@" in rest:
+        raise ValueError("a server's URL has no name or password in it; they belong in username and password")
+    where, _, database = rest.partition("/")
+    if not re.fullmatch(r"[0-9]{0,4}", database):
+        raise ValueError(f"expected nothing behind host and port but the number of a database, {example}")
+    endpoint = parse_host_and_port(where, 6379, example)
+    return ValkeyUrl(scheme.lower() in ("rediss", "valkeys"), endpoint, int(database or 0))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine itself, so far as can be told without asking anybody."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def parse_origin(value: object) -> str:

@@ -6,6 +6,7 @@ A check runs when the sections it needs are sound, even if others are not, so th
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from proxy.settings.certificates import pair_problem, read_certificates
 from proxy.settings.mistakes import Finding, Keys
 from proxy.settings.models import BackendTls, LdapIdentity, Settings
 from proxy.settings.units import duration_text
+from proxy.settings.values import parse_server_name
 
 Check = Callable[[Settings], Iterator[Finding]]
 
@@ -324,6 +326,19 @@ def _answers_come_in_time(settings: Settings) -> Iterator[Finding]:
         yield Finding(("limits", "failed_login_delay"), problem)
 
 
+def _fleet_has_a_name(settings: Settings) -> Iterator[Finding]:
+    fleet = settings.fleet
+    if fleet is None:
+        return
+    yield from _ca_findings(("fleet", "ca"), fleet.ca)
+    if fleet.name is None:
+        try:
+            parse_server_name(socket.gethostname())
+        except ValueError:
+            problem = f'this machine is called "{socket.gethostname()}", which is no name for a proxy; give fleet.name'
+            yield Finding(("fleet",), problem)
+
+
 def _sources_answer_in_time(settings: Settings) -> Iterator[Finding]:
     deadline = settings.timeouts.login
     for index, source in enumerate(settings.identity):
@@ -360,4 +375,5 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"names", "backends"}), _separators_agree),
     (frozenset({"limits", "timeouts"}), _answers_come_in_time),
     (frozenset({"identity", "timeouts"}), _sources_answer_in_time),
+    (frozenset({"fleet"}), _fleet_has_a_name),
 )

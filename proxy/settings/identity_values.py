@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -74,7 +73,7 @@ class LdapUrl:
     @property
     def local(self) -> bool:
         """Whether what is said to it stays on this machine."""
-        return self.endpoint is None or _is_loopback(self.endpoint.host)
+        return self.endpoint is None or addresses.is_loopback(self.endpoint.host)
 
     def __str__(self) -> str:
         return self.text
@@ -123,7 +122,7 @@ def parse_web_url(value: object) -> str:
         raise ValueError("a URL has no name or password in it; they have keys of their own")
     if parts.fragment:
         raise ValueError(f"expected nothing behind #, {example}")
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not addresses.is_loopback(host):
         raise ValueError("secrets and keys pass here: https, or http on loopback only, e.g. http://127.0.0.1:9000/auth")
     addresses.parse_host_and_port(parts.netloc, _WEB_PORTS[parts.scheme], example)
     return value
@@ -132,15 +131,6 @@ def parse_web_url(value: object) -> str:
 def without_query(url: str) -> str:
     """A URL as the log and the command may repeat it: a query may hold a key."""
     return url.partition("?")[0]
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def parse_template(value: object) -> str:

@@ -2,8 +2,8 @@
 
 A field's description, default and `takes_hold` are what docs/settings.md, the JSON Schema and `imap-porter check` show.
 What concerns more than one section is checked in `checks.py`; how values are spelled stands in `values.py`.
-Every section can be had from here; those of the two sides, of the identity sources and of the limits are written in
-`client_models.py`, `backend_models.py`, `identity_models.py` and `limit_models.py`.
+Every section can be had from here; those of the two sides, of the identity sources, of the limits and of the fleet are
+written in `client_models.py`, `backend_models.py`, `identity_models.py`, `limit_models.py` and `fleet_models.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from proxy.settings.backend_models import BackendLogin, Backends, BackendTls, Routing, Server, State, Tags
 from proxy.settings.client_models import Certificate, ClientCertificates, Listener, Names, Tls, TrustedPeers
 from proxy.settings.discovery_models import Discovery, Health, ProbeLogin
+from proxy.settings.fleet_models import Fleet
 from proxy.settings.identity_models import (
     BackendIdentity,
     Cache,
@@ -63,6 +64,7 @@ __all__ = [
     "FailuresPerAddress",
     "FailuresPerUser",
     "FileIdentity",
+    "Fleet",
     "Health",
     "HttpIdentity",
     "IdentitySource",
@@ -158,12 +160,12 @@ class AdminTls(Section):
     certificate: ExistingFile = Field(
         description="PEM: the certificate and what leads to its root.",
         examples=["admin.crt"],
-        json_schema_extra=RELOAD,
+        json_schema_extra=LIVE,
     )
     private_key: ExistingFile = Field(
         description="PEM, not encrypted; read before the proxy gives up root's rights.",
         examples=["admin.key"],
-        json_schema_extra=RELOAD,
+        json_schema_extra=LIVE,
     )
 
 
@@ -309,3 +311,9 @@ class Settings(Section):
     admin: Admin = Field(default=Admin(), description="The administrator's door.", json_schema_extra=RELOAD)
     metrics: Metrics = Field(default=Metrics(), description="Where figures are served.", json_schema_extra=RELOAD)
     log: Log = Field(default=Log(), description="The log.", json_schema_extra=RELOAD)
+    fleet: Fleet | None = Field(
+        default=None,
+        description="Other proxies that share users with this one; absent: it stands for itself.",
+        examples=[{"valkey": "redis://127.0.0.1:6379/0", "name": "porter-1"}],
+        json_schema_extra=RELOAD,
+    )

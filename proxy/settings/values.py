@@ -230,6 +230,10 @@ BackendUrl = Annotated[
     addresses.BackendUrl,
     _text("URL", addresses.parse_backend_url, pattern=r"^(imap|imaps|imap\+starttls)://[^@/?#]+/?$"),
 ]
+ValkeyUrl = Annotated[
+    addresses.ValkeyUrl,
+    _text("URL", addresses.parse_valkey_url, pattern=r"^(redis|valkey)s?://[^@/?#]+(/[0-9]{0,4})?$"),
+]
 HttpHost = Annotated[str, _text("host", addresses.parse_http_host, minLength=1)]
 WebOrigin = Annotated[str, _text("origin", addresses.parse_origin, pattern=r"^https?://[^/@?#]+$")]
 HostPort = Annotated[Endpoint, _text("host:port", addresses.parse_host_port)]

@@ -141,6 +141,7 @@ def test_the_reference_shows_defaults(installed: Path) -> None:
         "admin.address",
         "admin.socket",
         "metrics.address",
+        "fleet.name",
     }
 
 

@@ -33,6 +33,7 @@ THE_WORLD = {"trio", "ssl", "socket", "time", "random", "structlog", "prometheus
 DOORS = {
     "OpenSSL": {"transport/tls.py", "transport/tls_client.py", "transport/records.py"},
     "argon2": {"auth/passwords.py"},
+    "coredis": {"ledger/fleet.py"},
     "dns": {"backends/discovery.py"},
     "httpx": {"auth/web.py"},
     "hypercorn": {"admin/"},

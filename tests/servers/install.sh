@@ -29,6 +29,7 @@ declare -A package_of=(
   [/usr/sbin/haproxy]=haproxy
   [/usr/sbin/perdition.imap4s]=perdition
   [/usr/bin/promtool]=prometheus
+  [/usr/bin/redis-server]=redis-server
   [/usr/bin/chromium]=chromium
   [/usr/lib/nginx/modules/ngx_stream_module.so]=libnginx-mod-stream
 )

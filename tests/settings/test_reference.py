@@ -18,7 +18,7 @@ def test_every_key_is_described() -> None:
 
 def test_known_keys_by_name() -> None:
     names = [str(key) for key in walk()]
-    assert len(names) == len(set(names)) == 212
+    assert len(names) == len(set(names)) == 220
     for name in ("listeners[].trusted_networks", "identity[].file.path", "backends.servers[].url", "log.level"):
         assert name in names
 
