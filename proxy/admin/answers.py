@@ -47,6 +47,15 @@ class Asker(Answer):
     role: Literal["viewer", "operator"]
 
 
+class FleetStatus(Answer):
+    """This proxy as a member of its fleet."""
+
+    name: str
+    up: bool = Field(description="Whether logins ask the others; else this proxy goes on alone.")
+    members: list[str] = Field(description="Those that live, this one included.")
+    error: str | None = Field(description="Why it is alone.")
+
+
 class Status(Answer):
     """The proxy, and who asks."""
 
@@ -54,6 +63,7 @@ class Status(Answer):
     generation: int
     draining: bool
     last_reload: dict[str, Any]
+    fleet: FleetStatus | None
     processes: list[Process]
     caller: Asker
 
@@ -354,6 +364,7 @@ class KickedDone(SessionsDone):
     """Whose."""
 
     user: str | None = Field(default=None, description="The canonical name, where a user was named.")
+    proxies: int = Field(default=0, description="Other proxies of the fleet that are told to end theirs.")
 
 
 class Kicked(Done):

@@ -106,8 +106,12 @@ class House(Protocol):
         """Begin to move the users who have sessions there, one after the other within so long."""
         ...
 
-    def kick(self, whom: questions.Kick) -> int:
-        """End sessions; gives how many. Raises NotThere: there is no such session."""
+    def kick(self, whom: questions.Kick) -> tuple[int, int]:
+        """End sessions; gives how many, and how many other proxies are told to end theirs.
+
+        Raises:
+            NotThere: There is no such session.
+        """
         ...
 
     def move(self, order: questions.Move, by: str) -> int:
@@ -201,7 +205,8 @@ def _seconds(asked: Mapping[str, Any]) -> float | None:
 
 
 async def _kick(house: House, question: questions.Kick, _caller: Caller) -> Made:
-    return _of_sessions(house.kick(question))
+    sessions, proxies = house.kick(question)
+    return Made({"sessions": sessions, "proxies": proxies}, sessions=sessions)
 
 
 async def _set_state(house: House, verb: str, question: questions.OneBackend) -> Made:

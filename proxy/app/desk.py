@@ -106,20 +106,32 @@ class Desk:
 
     # --- to steer users ---
 
-    def kick(self, whom: questions.Kick) -> int:
-        """End sessions; gives how many.
+    def kick(self, whom: questions.Kick) -> tuple[int, int]:
+        """End sessions; gives how many there are here, and how many other proxies are told to end theirs.
 
         Raises:
             NotThere: There is no such session, or no such backend.
             Refused: The name is none.
         """
-        guests = self._registry.guests
-        if whom.session is not None and guests.get(whom.session) is None:
+        guests, fleet = self._registry.guests, self._registry.fleet
+        others = 0 if fleet is None else fleet.others
+        if whom.session is not None and guests.get(whom.session) is None and not others:
             raise NotThere("there is no such session any more")
         if whom.backend is not None and all(view.name != whom.backend for view in self.backends()):
             raise NotThere(f'no such backend: "{whom.backend}"')
+        if fleet is not None:
+            fleet.kick(whom.model_dump(exclude_none=True, exclude={"reason"}))
+        return self.kick_here(whom), others
+
+    def kick_here(self, whom: questions.Kick) -> int:
+        """End sessions of this proxy; gives how many.
+
+        Raises:
+            Refused: The name is none.
+        """
+        guests = self._registry.guests
         if whom.session is not None:
-            ids = [whom.session]
+            ids = [whom.session] if guests.get(whom.session) is not None else []
         else:
             found, _ = guests.search(
                 user=None if whom.user is None else self._rules.canonical(whom.user),
@@ -203,7 +215,7 @@ class Desk:
         identity = await self._authenticator.find(name)
         if identity is None:
             raise LookupError
-        whereabouts = registry.ledger.find(identity.name)
+        whereabouts = await registry.whereabouts(identity.name)
         if whereabouts is not None and whereabouts.moving:
             raise Refused(Outcome.UNAVAILABLE, f"on the way from {whereabouts.backend}: {whereabouts.moving}")
         backend, reason = next_login(registry.cluster.place(identity), whereabouts)

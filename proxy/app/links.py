@@ -37,7 +37,7 @@ log = get_logger()
 
 KICK_SECONDS = 5.0  # for a safe point; then it ends anywhere
 HOLD_SECONDS = 0.5  # for reports
-DNS_SECONDS = 2.0  # for the first word about backends; workers wait for 3 until they place by themselves
+FIRST_SECONDS = 2.0  # for the first word of DNS and of the fleet; workers wait for 3 until they place by themselves
 _PACKETS_PER_TURN = 16
 _IDS_AT_ONCE = 500
 
@@ -128,7 +128,7 @@ class Links:
         """Greet the workers, restore what they report, and answer them until cancelled.
 
         Args:
-            informed: Waits until DNS has been asked for the backends.
+            informed: Waits until others, DNS and the fleet, have been asked; begun once the sessions are restored.
         """
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -139,9 +139,8 @@ class Links:
             with trio.move_on_after(HOLD_SECONDS):
                 await self._all_reported.wait()
             self._restore()
-            if not self.registry.recalls_discovery:
-                with trio.move_on_after(DNS_SECONDS):
-                    await informed()
+            with trio.move_on_after(FIRST_SECONDS):
+                await informed()
             self._open()
             log.info(
                 "steward.began",

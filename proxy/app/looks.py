@@ -123,7 +123,7 @@ class Looks:
         return top
 
     async def _show_route(self, question: questions.OneUser) -> Mapping[str, Any]:
-        return self._route_of(await self._find(question.name))
+        return await self._route_of(await self._find(question.name))
 
     async def _explain(self, question: questions.OneUser) -> Mapping[str, Any]:
         """Whatever can be told: that somebody is not known, or has no backend, is what is asked for."""
@@ -132,7 +132,7 @@ class Looks:
         try:
             identity = await self._find(question.name)
             name = identity.name
-            route = self._route_of(identity)
+            route = await self._route_of(identity)
         except Refused as refusal:
             problem = refusal.detail or str(refusal)
         told: dict[str, Mapping[str, Any]] = {}
@@ -175,10 +175,11 @@ class Looks:
         except Refused:
             return canonical, False
 
-    def _route_of(self, identity: Identity) -> dict[str, Any]:
+    async def _route_of(self, identity: Identity) -> dict[str, Any]:
         registry = self._registry
         explanation = registry.cluster.explain(identity)
-        return route_document(identity, explanation, registry.ledger.find(identity.name), trio.current_time())
+        whereabouts = await registry.whereabouts(identity.name)
+        return route_document(identity, explanation, whereabouts, trio.current_time())
 
     # --- what is set, and what is counted ---
 

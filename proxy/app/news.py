@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
@@ -30,6 +30,7 @@ class News:
         self._links, self._guests, self._throttle = links, guests, throttle
         self._scraping: set[str] = set()  # workers that are asked for their figures
         self._scraped = trio.Event()
+        self.on_tried: Callable[[Message], None] = lambda message: None  # for other proxies
 
     # --- figures ---
 
@@ -61,8 +62,14 @@ class News:
 
     # --- failures ---
 
-    def tried(self, link: WorkerLink, message: Message) -> None:
-        """Somebody failed to log in, or did: all workers count alike."""
+    def tried(self, link: WorkerLink | None, message: Message) -> None:
+        """Somebody failed to log in, or did: all workers count alike.
+
+        Args:
+            link: Whose word it is; None: another proxy's.
+        """
+        if link is not None:
+            self.on_tried(message)
         for other in self._links.values():
             if other is not link:
                 other.post(message, _MOST_NEWS)

@@ -26,6 +26,7 @@ class Plan:
     throttle_key: bytes = field(repr=False)  # the same for all generations
     users: Mapping[Path, bytes] = field(default_factory=dict, repr=False)  # users files, as they were without mistakes
     admin_tls: ssl.SSLContext | None = field(default=None, repr=False)  # with the key, which only root may read
+    instance: str = ""  # what tells this proxy from others of its name; the same for all generations
 
 
 @dataclass(frozen=True, slots=True)

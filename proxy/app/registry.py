@@ -8,20 +8,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from proxy.backends.discovered import Found
 from proxy.ledger.guests import Guest, Guests
 from proxy.ledger.host import Ledger, Place, SessionCloser
-from proxy.ledger.resident import Stage
+from proxy.ledger.resident import Stage, Whereabouts
 from proxy.limits.rates import LoginRates
 from proxy.model import Admitted, Identity
 from proxy.observe.log import get_logger
 from proxy.routing.cluster import Cluster
 from proxy.routing.directions import Directions, Said
 from proxy.settings.models import Settings
+
+if TYPE_CHECKING:
+    from proxy.app.fleet import Member  # and with it coredis, where the settings name a fleet
 
 log = get_logger()
 
@@ -41,6 +44,7 @@ class Registry:
         self.guests = Guests()
         self.addresses: Mapping[str, tuple[str, ...]] = {}  # of the backends that DNS names
         self._address_changes = 0
+        self.fleet: Member | None = None  # other proxies that share our users
         self.recalls_discovery = False  # another registry has told which backends DNS names
         self.on_directions: Callable[[list[str]], None] = _unheard  # of these users something else is said
         self._limits = limits
@@ -57,6 +61,8 @@ class Registry:
             Refused: LIMIT, UNAVAILABLE. The session was not taken in.
         """
         place = self._question(guest, identity)
+        if self.fleet is not None and self.fleet.is_up:
+            return None
         backend = self.ledger.admit_now(guest, place, verified=identity.verified)
         return None if backend is None else self._take_in(guest, identity, backend)
 
@@ -67,8 +73,10 @@ class Registry:
             Refused: As admit_now().
         """
         place = self._question(guest, identity)
-        backend = await self.ledger.admit(guest, place, verified=identity.verified)
-        return self._take_in(guest, identity, backend)
+        if self.fleet is None:
+            return self._take_in(guest, identity, await self.ledger.admit(guest, place, verified=identity.verified))
+        backend, others = await self.fleet.join(guest, place, verified=identity.verified)
+        return self._take_in(guest, identity, backend, others)
 
     def confirm(self, session_id: str) -> Guest | None:
         """Its backend has let a session in: to be called for each; gives it. None: it was not admitted, or gave up.
@@ -81,6 +89,8 @@ class Registry:
             return None
         self.cluster.login_ended(guest.backend, time.monotonic(), name=guest.name)
         self.ledger.confirm(guest)
+        if self.fleet is not None and not guest.verified:
+            self.fleet.confirmed(guest)
         if self._limits_rates and guest.stage is not Stage.OPENED:
             # Not before: what fails, for whatever reason, takes no login from anybody.
             self._rates.take(guest.name, guest.address, trio.current_time())
@@ -115,14 +125,14 @@ class Registry:
             self._rates.check(guest.name, guest.address, trio.current_time())
         return partial(self.cluster.place, identity)
 
-    def _take_in(self, guest: Guest, identity: Identity, backend: str) -> Admitted:
+    def _take_in(self, guest: Guest, identity: Identity, backend: str, others: int = 0) -> Admitted:
         ledger = self.ledger
         guest.backend, guest.why = backend, ledger.why(guest.id)
         guest.verified = identity.verified
         if identity.verified:
             guest.stage = Stage.COUNTED
         self.guests.add(guest)
-        return Admitted(backend, self.cluster.epoch, guest.why, ledger.room(guest.name))
+        return Admitted(backend, self.cluster.epoch, guest.why, ledger.room(guest.name) - others)
 
     # --- users have to leave ---
 
@@ -178,7 +188,22 @@ class Registry:
         known = self.directions.drop(name)
         if known is not None:
             self._freed([name])
+            if self.fleet is not None:
+                self.fleet.said(name)
         return known
+
+    def adopt(self, name: str, said: Any) -> None:
+        """Another proxy has said this of a user, as Directions.memory() has it; nothing: nothing is said any more."""
+        rows = [row for row in said if isinstance(row, list) and row[:1] == [name]] if isinstance(said, list) else []
+        if rows == self.directions.memory([name]):
+            return
+        was = self.directions.drop(name)
+        self.directions.take(rows)
+        if self.directions.get(name) is not None:
+            self.on_directions([name])
+            self._send_where_he_should_be(name)
+        elif was is not None:
+            self._freed([name])
 
     def expire_directions(self) -> None:
         """Time has passed."""
@@ -190,20 +215,32 @@ class Registry:
     def resume_directions(self) -> None:
         """Go on with what the registry before this one had begun: whoever is where he should not be has to leave."""
         for name in self.directions:
-            said, there = self.directions.get(name), self.ledger.find(name)
-            if said is None or there is None or not there.sessions:
-                continue
-            if said.held is not None or there.backend != said.backend:
-                self.ledger.move(name)
+            self._send_where_he_should_be(name)
+
+    def _send_where_he_should_be(self, name: str) -> None:
+        said, there = self.directions.get(name), self.ledger.find(name)
+        if said is None or there is None or not there.sessions:
+            return
+        if said.held is not None or there.backend != said.backend:
+            self.ledger.move(name)
 
     def _direct(self, name: str, backend: str | None, *, until: float | None, reason: str, by: str) -> None:
         self.directions.put(name, backend, until=until, reason=reason, by=by, since=time.time())
         self.on_directions([name])
+        if self.fleet is not None:
+            self.fleet.said(name)
 
     def _freed(self, names: list[str]) -> None:
         for name in names:
             self.ledger.unbind(name)
         self.on_directions(names)
+
+    async def whereabouts(self, name: str) -> Whereabouts | None:
+        """Where a user is or was, here or at other proxies; None: nowhere that counts."""
+        there = self.ledger.find(name)
+        if self.fleet is None or (there is not None and (there.sessions or there.moving)):
+            return there
+        return await self.fleet.whereabouts(name) or there
 
     def limits_left(self, name: str) -> list[dict[str, Any]]:
         """What a user has left of each limit that is kept here."""

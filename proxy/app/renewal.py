@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,7 +175,9 @@ class Renewal:
             sockets.abandon()
             raise
         self.number += 1
-        plan = Plan(settings, self.config, doors, self.number, workers, self.throttle_key, users, tls)
+        instance = blake2b(self.throttle_key, digest_size=8, person=b"porter instance").hexdigest()
+        key = self._shared_key(settings) or self.throttle_key
+        plan = Plan(settings, self.config, doors, self.number, workers, key, users, tls, instance)
         heirs = Generation(self.number, workers, settings.timeouts, settings.log, plan)
         files = LiveFiles(settings, self._read_at)
         self.succession = Succession(self.household, heirs, self.current, self._patience, self._clock)
@@ -182,6 +185,13 @@ class Renewal:
         self.succession.on_begun = lambda: self._begun(files)
         settle_memory()
         self.succession.start()
+
+    def _shared_key(self, settings: Settings) -> bytes | None:
+        if settings.fleet is None:
+            return None
+        from proxy.app.fleet_hands import shared_key  # sources.import_rooms says why here
+
+        return shared_key(settings)
 
     # --- going on ---
 

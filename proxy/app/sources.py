@@ -1,7 +1,7 @@
 """From the settings' identity sources to those that are asked.
 
-What a kind of source needs is imported where the settings name one: ldap3, httpx and dnspython are 13 MiB that each
-process would carry for nobody. preflight() does so before the first fork, so that all share them.
+What a kind of source needs is imported where the settings name one: ldap3, httpx, dnspython and coredis are 38 MiB
+that each process would carry for nobody. preflight() does so before the first fork, so that all share them.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def import_rooms(settings: Settings) -> None:
             import_module(room)
     if settings.backends.discovery is not None:
         import_module("proxy.backends.discovery")
+    if settings.fleet is not None:
+        import_module("proxy.app.fleet_hands")
 
 
 def sources_for(settings: Settings, rules: NameRules, users: Mapping[Path, bytes] = NO_USERS) -> list[IdentitySource]:

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -25,6 +25,7 @@ from proxy.admin.http import metrics_app, serve_http
 from proxy.admin.socketmap import Socketmap
 from proxy.admin.tokens import Tokens
 from proxy.app import handover
+from proxy.app.admin_certificate import AdminCertificate
 from proxy.app.desk import Desk
 from proxy.app.files import Files
 from proxy.app.links import Links
@@ -41,6 +42,9 @@ from proxy.session.metrics import SessionMetrics
 from proxy.transport.door import Door
 from proxy.transport.listen import accept_forever, plain_host
 from proxy.transport.packets import Message, Packets, send_packet
+
+if TYPE_CHECKING:
+    from proxy.app.fleet import Member
 
 log = get_logger()
 
@@ -86,10 +90,14 @@ class Steward:
             reload=self._reload,
             set_log_level=self._set_log_level,
         )
+        self._member = self._member_of_fleet(plan)
+        self._restored = trio.Event()
         delimiter = settings.names.recipient_delimiter
         self._socketmap = Socketmap(self._desk.backend_of, self._overseer.lmtp, recipient_delimiter=delimiter)
         self._refused = SessionMetrics((), ()).refused
-        self._files = Files(settings, plan.doors, authenticator, counts=True)
+        tls, context = settings.admin.tls, plan.admin_tls
+        shown = None if tls is None or context is None else AdminCertificate(tls, context)
+        self._files = Files(settings, plan.doors, authenticator, admin=shown, counts=True)
         self._begun, self._succeeded = trio.Event(), trio.Event()
         self._life = trio.CancelScope()
         self._heir: int | None = None  # where the state goes that is handed over
@@ -119,11 +127,32 @@ class Steward:
             self._inherit()
             self._control.post(["log_level", self._log_level])  # the master may remember another steward's
             nursery.start_soon(self._overseer.run)
-            nursery.start_soon(self.links.run, self._overseer.informed)
+            nursery.start_soon(self.links.run, self._ask_others)
+            nursery.start_soon(self._be_a_member)
             await self._open_doors(doors)
             log.info("steward.started", generation=self._generation, pid=os.getpid(), workers=len(self.links))
             await self._succeeded.wait()
             nursery.cancel_scope.cancel()
+
+    def _member_of_fleet(self, plan: Plan) -> Member | None:
+        if plan.settings.fleet is None:
+            return None
+        from proxy.app.fleet_hands import member_for  # sources.import_rooms says why here
+
+        return member_for(plan.settings, plan.instance, self.links, self._desk)
+
+    async def _be_a_member(self) -> None:
+        if self._member is not None:
+            await self._restored.wait()  # for it says whom we have
+            await self._member.run()
+
+    async def _ask_others(self) -> None:
+        """Wait until DNS and the fleet have been asked, well or badly."""
+        self._restored.set()
+        if not self.links.registry.recalls_discovery:
+            await self._overseer.informed()
+        if self._member is not None:
+            await self._member.tried.wait()
 
     # --- one after the other ---
 
@@ -142,6 +171,9 @@ class Steward:
                 self._throttle.learn_wrong(wrong)
                 self._throttle.learn_known(known)
         match state:
+            case {"fleet": dict(shared)} if self._member is not None:
+                self._member.recall(shared)
+        match state:
             case {"traces": list(traces)}:
                 self.links.onlookers.traces.recall(traces)
         match state:
@@ -157,6 +189,7 @@ class Steward:
             "failures": list(self._throttle.failures()),
             "metrics": METRICS.totals(),
             "traces": self.links.onlookers.traces.memory(),
+            "fleet": None if self._member is None else self._member.memory(),
         }
         try:
             handover.write(self._heir, state)
@@ -197,6 +230,8 @@ class Steward:
             case ["draining", *_]:
                 self._draining = True
             case ["stop", *_]:
+                if self._member is not None:
+                    self._member.leaves = True
                 self._life.cancel()
             case ["answer", int(question), bool(ok), str(text), *_] if question in self._asked:
                 self._asked[question].give(ok, text)
@@ -312,7 +347,8 @@ class Steward:
             for process in self._status.get("processes", [])
         ]
         status = {"version": __version__, "generation": self._generation, "last_reload": {}, **self._status}
-        return {**status, "draining": self._draining, "processes": processes}
+        fleet = None if self._member is None else self._member.status()
+        return {**status, "fleet": fleet, "draining": self._draining, "processes": processes}
 
 
 class _Answer:

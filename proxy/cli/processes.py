@@ -60,10 +60,18 @@ def log_level(call: Call, level: str, reason: str) -> int:
     return put(call, "log-level", show, level=level, reason=reason)
 
 
+def _fleet(fleet: dict[str, Any]) -> str:
+    if not fleet["up"]:
+        return f"{fleet['name']} goes on alone: {fleet['error']}"
+    return f"{fleet['name']} is one of {len(fleet['members'])} proxies: {', '.join(fleet['members'])}"
+
+
 def _show_status(answer: dict[str, Any]) -> None:
     out = console()
     draining = ", draining" if answer["draining"] else ""
     out.print(plain(f"imap-porter {answer['version']}, generation {answer['generation']}{draining}"), soft_wrap=True)
+    if fleet := answer.get("fleet"):
+        out.print(plain(f"fleet: {_fleet(fleet)}"), soft_wrap=True)
     if last := answer["last_reload"]:
         text = f"last reload: {last['result']}, {_ago(last['at'])} ago: {last['text']}"
         out.print(plain(text), soft_wrap=True)

@@ -28,7 +28,10 @@ def kick(call: Call, reason: str, whom: Mapping[str, str | None]) -> int:
     """
 
     def show(answer: dict[str, Any]) -> None:
-        _say(f"{count(answer['sessions'], 'session')} told to end", answer)
+        told = f"{count(answer['sessions'], 'session')} told to end"
+        if proxies := answer["proxies"]:
+            told += f"; so are those at {proxies} other {'proxy' if proxies == 1 else 'proxies'}"
+        _say(told, answer)
 
     return put(call, "kick", show, reason=reason, **whom)
 

@@ -62,6 +62,7 @@ STATUS = {
     "pid": 100,
     "generation": 3,
     "draining": False,
+    "fleet": {"name": "a", "up": False, "members": [], "error": "redis://\x1b[31m: no answer in time"},
     "last_reload": {"at": 0.0, "result": "rejected", "text": "porter.yaml:3: \x1b[31m"},
     "processes": [
         {
@@ -209,11 +210,11 @@ class FakeHouse:
     def drain(self, backend: str, seconds: float) -> None:
         self.drains.append((backend, seconds))
 
-    def kick(self, whom: questions.Kick) -> int:
+    def kick(self, whom: questions.Kick) -> tuple[int, int]:
         self.asked.append(("kick", whom))
         if whom.session == "gone":
             raise NotThere("there is no such session any more")
-        return 2
+        return 2, 1
 
     def move(self, order: questions.Move, by: str) -> int:
         self.asked.append(("move", order, by))

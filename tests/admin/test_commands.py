@@ -76,7 +76,7 @@ async def test_a_move_to_where_nobody_gets_in(logged: Lines) -> None:
 
 
 NAMED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("kick", {}, {"user": "ann@example.org", "sessions": 2}),
+    ("kick", {}, {"user": "ann@example.org", "sessions": 2, "proxies": 1}),
     ("move", {"backend": "d1"}, {"user": "ann@example.org", "sessions": 1, "backend": "d1"}),
     ("hold", {}, {"user": "ann@example.org", "sessions": 3}),
     ("release", {}, {"user": "ann@example.org", "held": False, "backend": "d2"}),
@@ -133,7 +133,7 @@ async def test_what_is_no_name(logged: Lines) -> None:
 
 
 async def test_a_kick_of_nobody_by_name_names_nobody(logged: Lines) -> None:
-    assert (await change(FakeHouse(), "kick", backend="d1"))["done"] == {"sessions": 2}
+    assert (await change(FakeHouse(), "kick", backend="d1"))["done"] == {"sessions": 2, "proxies": 1}
 
 
 IN_GOLD = replace(D3, pool="gold")

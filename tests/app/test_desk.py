@@ -231,7 +231,7 @@ async def test_an_alias_is_as_good_as_the_name(household: Household) -> None:
     _, answer = await ask(household, "sessions", user="Postmaster")
     assert [each["id"] for each in answer["sessions"]] == ["a1"]
     _, answer = await ask(household, "kick", user="Postmaster")
-    assert answer["done"] == {"user": "ann", "sessions": 1}
+    assert answer["done"] == {"user": "ann", "sessions": 1, "proxies": 0}
     assert (await one.hear("close"))[1] == ["a1"]
     await ask(household, "hold", user="Postmaster")
     one.release("a1")
@@ -244,7 +244,7 @@ async def test_who_is_there_is_known_without_a_source(household: Household) -> N
     await household.begin()
     await household.workers[0].admit("a1", "out")
     _, answer = await ask(household, "kick", user="Out")
-    assert (answer["done"], answer["warning"]) == ({"user": "out", "sessions": 1}, "")
+    assert (answer["done"], answer["warning"]) == ({"user": "out", "sessions": 1, "proxies": 0}, "")
 
 
 async def test_a_trace_outlives_a_hand_over(household: Household) -> None:

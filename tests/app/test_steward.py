@@ -360,6 +360,7 @@ async def test_status(household: Household) -> None:
             "version": "9",
             "generation": 3,
             "last_reload": {},
+            "fleet": None,
             "draining": False,
             "processes": [{**processes[0], "sessions": 1}, processes[1]],
             "caller": {"name": f"uid {os.getuid()}", "role": "operator"},

@@ -27,8 +27,9 @@ def path(config: Path) -> Path:
 async def test_status(config: Path) -> None:
     result = await asked(FakeHouse(), config, "status")
     assert (result.exit_code, result.stderr) == (EXIT_OK, "")
-    first, last, head, worker, steward, empty, generations, generation = result.stdout.splitlines()
+    first, fleet, last, head, worker, steward, empty, generations, generation = result.stdout.splitlines()
     assert first == "imap-porter 1.2.3, generation 3"
+    assert fleet == r"fleet: a goes on alone: redis://\x1b[31m: no answer in time"
     assert last.startswith("last reload: rejected, ")
     assert last.endswith(r" ago: porter.yaml:3: \x1b[31m")
     assert head.split() == ["process", "role", "generation", "pid", "state", "restarts", "sessions"]

@@ -248,6 +248,7 @@ _STRANGER = {
 }
 _STATUS = {
     "version": "0.6.0", "generation": 3, "draining": False,
+    "fleet": {"name": "porter-1", "up": True, "members": ["porter-1", "porter-2"], "error": None},
     "last_reload": {"at": time.time() - 7260, "result": "ok", "text": ""},
     "processes": [
         {"process": name, "role": role, "pid": pid, "generation": 3, "since": time.time() - 86_400,

@@ -140,6 +140,11 @@ def test_names_of_strangers_are_texts(server: FakeServer, open_page: OpenPage) -
     assert page.evaluate("() => window.hurt") is None
 
 
+def test_the_fleet_is_told(server: FakeServer, open_page: OpenPage) -> None:
+    page = open_page(f"{server.url}/#/overview")
+    page.get_by_text("One of 2 proxies of its fleet.").wait_for()
+
+
 def test_the_policy_refuses_markup(server: FakeServer, open_page: OpenPage) -> None:
     """Were somebody to write innerHTML, the browser would refuse it."""
     page = open_page(server.url, forgive=("requires 'TrustedHTML'", "Trusted Type"))

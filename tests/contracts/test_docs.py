@@ -17,13 +17,20 @@ EXAMPLES = ROOT / "config" / "examples"
 FAILURES = DOCS / "failures.md"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
-# What OpenSSL, Dovecot or the system says, and names of things.
+# What OpenSSL, Dovecot, Valkey or the system says, and names of things.
 FOREIGN = {
     "wrong version number",
     "unsupported protocol",
     "peer did not return a certificate",
     "bind: invalidCredentials …",
     "verify error",
+    "Unable to establish a connection to …",
+    "Connection lost while receiving response",
+    "invalid username-password pair or user is disabled",
+    "HELLO must be called with the client already authenticated",
+    "this user has no permissions to run the '…' command",
+    "OOM command not allowed when used memory > 'maxmemory'",
+    "You can't write against a read only replica",
     "--over",
     "limit",
     "outcome",

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -14,6 +15,7 @@ import yaml
 
 import proxy
 from proxy.settings.models import Settings
+from proxy.settings.values import parse_server_name
 from tests.helm.chart_values import BACKENDS, DAEMON_SET, EVERYTHING
 from tests.servers.helm import CHART, EXAMPLES, KUBERNETES, RELEASE, Helm, Manifest, find, of_kind, pod_of, settings_of
 from tests.servers.programs import ROOT, require
@@ -166,6 +168,28 @@ def test_no_rights(rendered: list[Manifest]) -> None:
     account = spec["serviceAccountName"]
     created = [each["metadata"]["name"] for each in of_kind(rendered, "ServiceAccount")]
     assert created == ([] if account == "default" else [account])
+
+
+# --- pods that know of each other ---
+
+
+def test_a_fleet_is_let_out_to_its_valkey(helm4: Helm) -> None:
+    manifests = helm4.template({}, EXAMPLES["fleet"])
+    fleet = settings_of(manifests)["fleet"]
+    policy = find(manifests, "NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert urlsplit(fleet["valkey"]).port in {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+    mounted = [mount["mountPath"] for mount in pod_of(manifests)["spec"]["containers"][0]["volumeMounts"]]
+    for file in (fleet["password"]["file"], fleet["secret"]["file"], fleet["ca"]):
+        assert str(Path(file).parent) in mounted
+
+
+def test_pods_of_a_fleet_have_names_that_it_takes(helm4: Helm) -> None:
+    """Those of the longest release too, which Kubernetes cuts before it puts five letters of the pod's own behind."""
+    manifests = helm4.template({}, EXAMPLES["fleet"], release="r" * 53)
+    pod = f"{find(manifests, 'Deployment')['metadata']['name']}-6d5f7b8c9d-"[:58] + "x2v4q"
+    assert parse_server_name(pod) == pod
+    assert "name" not in settings_of(manifests)["fleet"]
 
 
 # --- a pod that ends ---

@@ -32,6 +32,8 @@ def settings(**sections: Any) -> dict[str, Any]:
     return {"settings": sections}
 
 
+FLEET = {"valkey": "rediss://valkey.mail.svc.cluster.local"}
+
 # What is written, the key that the message names, and what more it says.
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     # in the settings, by the program's own schema
@@ -51,6 +53,14 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "",
     ),
     (settings(limits={"connections_per_user": -1}), "settings.limits.connections_per_user", "1"),
+    (settings(fleet={"redis": "redis://valkey"}), "settings.fleet", "redis"),
+    (settings(fleet={"name": "porter-1"}), "settings.fleet", "valkey"),
+    (settings(fleet={"valkey": "valkey.mail.svc:6379"}), "settings.fleet.valkey", "pattern"),
+    (settings(fleet={"valkey": "rediss://:word@valkey.mail.svc"}), "settings.fleet.valkey", "pattern"),
+    (settings(fleet={"valkey": "rediss://valkey/0,rediss://more"}), "settings.fleet.valkey", "pattern"),
+    (settings(fleet=FLEET | {"password": "s3cret"}), "settings.fleet.password", ""),
+    (settings(fleet=FLEET | {"secret": {"file": "/s", "env": "S"}}), "settings.fleet.secret", ""),
+    (settings(fleet=FLEET | {"insecure": "yes"}), "settings.fleet.insecure", "boolean"),
     # in the settings, by what a pod needs
     (settings(backends={"servers": []}), "settings.backends", "name the mail servers"),
     (settings(backends={"servers": None}), "settings.backends", "name the mail servers"),
@@ -60,6 +70,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (settings(admin={"address": "[::1]:9143"}), "settings.admin.address", "kubelet cannot reach"),
     (settings(metrics={"address": "127.0.0.1:9142"}), "settings.metrics.address", "reach"),
     (settings(user="porter"), "settings.user", "leave it out"),
+    (settings(fleet=FLEET | {"name": "porter-1"}), "settings.fleet.name", "leave it out"),
     # of the chart, by its schema
     ({"replica": 3}, "replica", "not allowed"),
     ({"replicas": 0}, "replicas", "1"),

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.integration.fleet_stage import Fleet, StartFleet
 from tests.integration.placement_stage import NAMES, Cast, StartCast
 from tests.servers.dovecot import Dovecot, write_dovecot
 from tests.servers.pki import Pki, write_pki
 from tests.servers.porter import Door, Porter, porter_settings
 from tests.servers.ports import Ports
 from tests.servers.programs import require
+from tests.servers.valkey import Valkey, write_valkey
 
 INBOX_COUNT = 100
 StartPorter = Callable[..., Porter]
@@ -167,8 +169,10 @@ def start_cast(folder: Path, pki: Pki, ports: Ports, three: list[Dovecot]) -> It
         settings["limits"] |= {"connections_per_address": 2000}
         settings["backends"] |= {"health": QUICK, "disconnect_spread": "1s"}
         for section, values in changes.items():
-            given = settings.get(section, {})
-            settings[section] = [*given, *values] if isinstance(values, list) else {**given, **values}
+            if section == "listeners":
+                settings[section] = [*settings[section], *values]
+            else:
+                settings[section] = {**settings.get(section, {}), **values} if isinstance(values, dict) else values
         casts.append(Cast(Porter(place, settings, pki, taken), three))
         return casts[-1]
 
@@ -176,7 +180,8 @@ def start_cast(folder: Path, pki: Pki, ports: Ports, three: list[Dovecot]) -> It
         yield start
         for cast in casts:
             cast.close()
-            cast.porter.stop()
+            if not cast.killed:
+                cast.porter.stop()
     finally:
         for cast in casts:
             cast.close()
@@ -185,3 +190,25 @@ def start_cast(folder: Path, pki: Pki, ports: Ports, three: list[Dovecot]) -> It
             server.send(signal.SIGCONT)
             if not server.running:
                 server.start()
+
+
+@pytest.fixture
+def valkey(pki: Pki, ports: Ports) -> Iterator[Valkey]:
+    with tempfile.TemporaryDirectory(prefix="valkey-") as folder:
+        server = write_valkey(Path(folder) / "server", pki, ports)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.fixture
+def start_fleet(start_cast: StartCast, valkey: Valkey) -> StartFleet:
+    def start(proxies: int, **changes: Any) -> Fleet:
+        fleet = Fleet(valkey, start_cast, changes)
+        for name in "abcdef"[:proxies]:
+            fleet.start(name)
+        return fleet
+
+    return start

@@ -38,6 +38,7 @@ class Cast:
         self.porter = porter
         self.dovecots = {each.name: each for each in dovecots}
         self.wires: list[Wire] = []
+        self.killed = False
 
     @property
     def door(self) -> Door:
@@ -96,6 +97,11 @@ class Cast:
     def close(self) -> None:
         for wire in self.wires:
             wire.close()
+
+    def kill(self) -> None:
+        """The proxy ends as a machine ends that loses its power."""
+        self.killed = True
+        self.porter.kill()
 
 
 def backend_of(wire: Wire) -> str:

@@ -27,6 +27,7 @@ from tests.servers.ports import LOOPBACK, Ports
 from tests.servers.programs import require
 from tests.servers.prometheus import Prometheus, write_prometheus
 from tests.servers.slapd import PEOPLE, SERVICE_DN, SERVICE_PASSWORD, Slapd, remove, write_slapd
+from tests.servers.valkey import Valkey
 from tests.servers.wire import Wire
 
 pytestmark = pytest.mark.server
@@ -174,6 +175,7 @@ def stage(
     backends: list[Dovecot],
     directory: Slapd,
     issuer: str,
+    valkey: Valkey,
 ) -> Iterator[tuple[Porter, Prometheus, ServerPair]]:
     require("prometheus")
     pair = ServerPair(short_folder)
@@ -198,6 +200,7 @@ def stage(
         timeouts={"backend_connect": "1s", "backend_login": "2s"},
         tls={"certificates": [{"certificate": str(pair.certificate), "private_key": str(pair.private_key)}]},
         limits=NO_LIMITS,
+        fleet={"valkey": valkey.url, "password": {"file": str(valkey.password_file)}, "name": "porter-1"},
     )
     prometheus = write_prometheus(short_folder / "prometheus", ports, porter.metrics_port, hurried(ALERTS.read_text()))
     with ExitStack() as stack:
@@ -208,7 +211,7 @@ def stage(
 
 
 def test_a_day_in_the_life(
-    stage: tuple[Porter, Prometheus, ServerPair], backends: list[Dovecot], directory: Slapd
+    stage: tuple[Porter, Prometheus, ServerPair], backends: list[Dovecot], directory: Slapd, valkey: Valkey
 ) -> None:
     porter, prometheus, pair = stage
     all_panels_show_something(prometheus)
@@ -216,9 +219,10 @@ def test_a_day_in_the_life(
     assert wait_for(quiet, 20), prometheus.firing()
     assert prometheus.rule_errors() == []
 
-    # Three things go wrong at once.
+    # Four things go wrong at once.
     backends[0].kill()
     directory.stop()
+    valkey.stop()
     pair.renew(days=2)
     expected = {
         "PorterBackendDown": {"backend": "d1", "severity": "critical"},
@@ -226,6 +230,7 @@ def test_a_day_in_the_life(
         "PorterLdapServerDown": {"server": directory.url, "severity": "warning"},
         "PorterStaleAnswers": {"source": "ldap", "severity": "warning"},
         "PorterLoginErrors": {"severity": "critical"},
+        "PorterFleetLost": {"severity": "warning"},
         "PorterCertificateAboutToEnd": {"kind": "listener", "certificate": str(pair.certificate)},
     }
     for name, labels in expected.items():
@@ -243,6 +248,7 @@ def test_a_day_in_the_life(
     # All is mended.
     backends[0].start()
     directory.start()
+    valkey.start()
     pair.renew(days=90)
     assert wait_for(quiet, 40), prometheus.firing()
     all_panels_show_something(prometheus)

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.servers.helm import EXAMPLES, Manifest, find, require_helm, settings_
 from tests.servers.pki import Pki
 from tests.servers.porter import Porter
 from tests.servers.ports import LOOPBACK, Ports, wait_until_listening
+from tests.servers.valkey import Valkey
 
 pytestmark = pytest.mark.server
 
@@ -108,6 +110,7 @@ class Pods:
     pki: Pki
     folder: Path
     ports: list[dict[str, int]]
+    valkey: Valkey | None  # what they know of each other by
     running: list[Porter] = field(default_factory=list)
 
     def start(self) -> Porter:
@@ -123,6 +126,10 @@ class Pods:
     def _settings(self, ports: dict[str, int], place: Path) -> dict[str, Any]:
         """The chart's, with this machine's ports, files and backends, and all clients at one address."""
         given = self.release.settings
+        fleet = {}
+        if self.valkey is not None:
+            password = {"file": str(self.valkey.password_file)}
+            fleet = {"fleet": {"valkey": self.valkey.url, "password": password, "name": place.name}}
         listeners = [
             {
                 **listener,
@@ -147,6 +154,7 @@ class Pods:
             "metrics": {"address": f"{LOOPBACK}:{ports['metrics']}"},
             "limits": {"exempt_networks": [f"{LOOPBACK}/32"]},
             "log": {"format": "json"},
+            **fleet,
         }
 
 
@@ -161,12 +169,13 @@ def ready(port: int) -> bool:
         return False
 
 
-@pytest.fixture
-def pods(release: Release, sinks: list[str], pki: Pki, ports: Ports) -> Iterator[Pods]:
+@pytest.fixture(params=["each for itself", "a fleet"])
+def pods(release: Release, sinks: list[str], pki: Pki, ports: Ports, request: pytest.FixtureRequest) -> Iterator[Pods]:
+    valkey = request.getfixturevalue("valkey") if request.param == "a fleet" else None
     names = ("imaps", "starttls", "admin", "metrics")
     with tempfile.TemporaryDirectory(prefix="pods-") as folder:
         taken = [{name: ports.take() for name in names} for _ in range(2 * release.replicas)]
-        pods = Pods(release, sinks, pki, Path(folder), taken)
+        pods = Pods(release, sinks, pki, Path(folder), taken, valkey)
         try:
             yield pods
         finally:
@@ -242,6 +251,10 @@ class Regulars:
             time.sleep(0.05)
 
 
+def knows(porter: Porter, members: int) -> bool:
+    return porter.metrics().total("porter_fleet_members") == members
+
+
 def not_in(session: Record) -> bool:
     return bool(session.ended) and not session.logged_in
 
@@ -270,6 +283,10 @@ def test_a_rolling_update(pods: Pods, balancer: Balancer, pki: Pki) -> None:
                 assert time.monotonic() - since < release.leave_seconds, "the kubelet would kill it"
             assert porter.process.returncode == 0, porter.output()
         regulars.live(1)
+        if pods.valkey is not None:
+            for porter in pods.running[release.replicas :]:
+                wait_until(partial(knows, porter, release.replicas), 10)
+                assert porter.metrics().total("porter_fleet_lost_total") == 0
 
         clients.hold()
         wait_until(lambda: all(record.ended for record in brief), 30)

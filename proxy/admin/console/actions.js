@@ -161,10 +161,13 @@ export function kick(whose, sessions, what) {
     effect: () =>
       sessions
         ? `${plural(sessions, "session")} will end, at a safe point within 5 seconds and then at once. Mail programs log in again by themselves: to keep somebody out, hold him.`
-        : "No session is open just now; nothing will happen.",
+        : "No session is open at this proxy just now.",
     label: "Kick",
     danger: true,
-    told: (done) => `${plural(done.sessions, "session")} of ${what} end.`,
+    told: (done) => {
+      const others = done.proxies ? `; ${plural(done.proxies, "other proxy", "other proxies")} told, too` : "";
+      return `${plural(done.sessions, "session")} of ${what} end${others}.`;
+    },
   });
 }
 

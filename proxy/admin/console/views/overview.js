@@ -53,9 +53,11 @@ export const overview = {
 function tellSummary(element, status) {
   const working = watch.backends.filter(({ up, state }) => up && state !== "down").length;
   const { at, result } = status.last_reload ?? {};
+  const { fleet } = status;
   fill(
     element,
     `imap-porter ${shown(status.version)}, generation ${status.generation}. ${working} of ${plural(watch.backends.length, "backend")} in use.`,
+    fleet ? ` ${fleet.up ? `One of ${plural(fleet.members.length, "proxy", "proxies")} of its fleet.` : `Alone, outside its fleet: ${shown(fleet.error)}.`}` : null,
     at ? ` Last reload: ${words(result)}, settings of ${clock(at)}.` : null,
   );
 }
