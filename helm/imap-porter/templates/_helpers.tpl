@@ -116,6 +116,9 @@ and kube-proxy lets them through while that pod counts as ready: so it does for 
 {{- if $settings.user -}}
 {{- fail "settings.user: the pod runs as podSecurityContext.runAsUser from its beginning; leave it out" -}}
 {{- end -}}
+{{- if dig "name" "" (default dict $settings.fleet) -}}
+{{- fail "settings.fleet.name: all pods would have it, and refuse each other; leave it out: each has its own" -}}
+{{- end -}}
 {{- $address := $settings.admin.address -}}
 {{- if include "porter.loopback" $address -}}
 {{- fail (printf "settings.admin.address: the kubelet cannot reach %s; set e.g. \"[::]:9143\"" $address) -}}
