@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.servers.own_valkey import run_valkey
+from tests.servers.valkey import Valkey
+
 # Two busy cores make any deadline for a single example a matter of luck.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")
@@ -60,3 +63,16 @@ def playwright() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def own_valkey() -> Iterator[Valkey]:
+    """A server for members of a fleet that are no processes."""
+    yield from run_valkey()
+
+
+@pytest.fixture
+def valkey(own_valkey: Valkey) -> Valkey:
+    """It has been emptied."""
+    own_valkey.ask("FLUSHALL")
+    return own_valkey

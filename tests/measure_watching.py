@@ -383,8 +383,8 @@ def show_readers(measured: dict[str, Any]) -> list[Row]:
     ]
     for name, label in (("p50_us", "NOOP p50, µs"), ("p99_us", "NOOP p99, µs"), ("max_us", "NOOP most, µs")):
         for kind in ("without", "with"):
-            rows.append((f"{label}, {kind}", _spread(measured[kind][name]), ""))
-    rows += [(f"CPU, cores, {kind}", _spread(measured[kind]["cores"], 2), "") for kind in ("without", "with")]
+            rows.append((f"{label}, {kind}", spread(measured[kind][name]), ""))
+    rows += [(f"CPU, cores, {kind}", spread(measured[kind]["cores"], 2), "") for kind in ("without", "with")]
     return rows
 
 
@@ -392,15 +392,15 @@ def show_cost(measured: dict[str, Any]) -> list[Row]:
     rows: list[Row] = []
     for name, label in (("login_us", "CPU per login, µs"), ("command_us", "CPU per command, µs")):
         watched, unwatched = measured[name]["watched"], measured[name]["unwatched"]
-        rows += [(f"{label}, watched", _spread(watched, 1), ""), (f"{label}, unwatched", _spread(unwatched, 1), "")]
+        rows += [(f"{label}, watched", spread(watched, 1), ""), (f"{label}, unwatched", spread(unwatched, 1), "")]
         more = [one - other for one, other in zip(watched, unwatched, strict=True)]
         parts = [(one / other - 1) * 100 for one, other in zip(watched, unwatched, strict=True)]
         aims = ("", "≤ 3") if name == "login_us" else ("≤ 2", "")
-        rows += [("  watching, µs", _spread(more, 2), aims[0]), ("  watching, %", _spread(parts, 1), aims[1])]
+        rows += [("  watching, µs", spread(more, 2), aims[0]), ("  watching, %", spread(parts, 1), aims[1])]
     return rows
 
 
-def _spread(values: Sequence[float], digits: int = 0) -> str:
+def spread(values: Sequence[float], digits: int = 0) -> str:
     """The median, and between which the middle half of the rounds is."""
     if len(values) < 2:
         return f"{values[0]:.{digits}f}"

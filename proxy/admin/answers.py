@@ -364,7 +364,7 @@ class KickedDone(SessionsDone):
     """Whose."""
 
     user: str | None = Field(default=None, description="The canonical name, where a user was named.")
-    proxies: int = Field(default=0, description="Other proxies of the fleet that are told to end theirs.")
+    proxies: int = Field(default=0, description="Other proxies of the fleet that are asked to end theirs.")
 
 
 class Kicked(Done):

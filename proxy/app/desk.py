@@ -114,14 +114,14 @@ class Desk:
             Refused: The name is none.
         """
         guests, fleet = self._registry.guests, self._registry.fleet
-        others = 0 if fleet is None else fleet.others
-        if whom.session is not None and guests.get(whom.session) is None and not others:
+        in_fleet = fleet is not None and fleet.is_up  # where others may have it, whoever they are by now
+        if whom.session is not None and guests.get(whom.session) is None and not in_fleet:
             raise NotThere("there is no such session any more")
         if whom.backend is not None and all(view.name != whom.backend for view in self.backends()):
             raise NotThere(f'no such backend: "{whom.backend}"')
-        if fleet is not None:
-            fleet.kick(whom.model_dump(exclude_none=True, exclude={"reason"}))
-        return self.kick_here(whom), others
+        sessions = self.kick_here(whom)
+        others = 0 if fleet is None else fleet.kick(whom.model_dump(exclude_none=True, exclude={"reason"}))
+        return sessions, others
 
     def kick_here(self, whom: questions.Kick) -> int:
         """End sessions of this proxy; gives how many.

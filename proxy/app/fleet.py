@@ -18,19 +18,21 @@ import trio
 
 from proxy.app.fleet_logins import Logins
 from proxy.app.fleet_orders import Orders
-from proxy.ledger.fleet import BEAT_SECONDS, KEEP_SECONDS, Beat, Fleet, FleetLost, NameTaken, connect
+from proxy.ledger.fleet import BEAT_SECONDS, DEAD_SECONDS, KEEP_SECONDS, Beat, Fleet, FleetLost, NameTaken, connect
 from proxy.ledger.guests import Guest
 from proxy.ledger.host import Ledger, Place
 from proxy.ledger.resident import NOTHING, Share, Whereabouts
 from proxy.observe import metrics
 from proxy.observe.log import get_logger
-from proxy.routing.directions import Directions, is_over, not_over, released, said_at
+from proxy.routing.directions import Directions, is_over, not_over, released
 from proxy.settings.models import Settings
 from proxy.transport.packets import slices
 
 log = get_logger()
 
 _RETRY_SECONDS = 1.0
+_SHORT_SECONDS = 10.0  # whoever was a member for less waits longer until he tries again
+_MOST_DOUBLED = 4
 _TOLD_SECONDS = 0.05  # so long changes are gathered
 _AT_ONCE = 200  # users
 _AGAIN_SECONDS = KEEP_SECONDS / 4  # all that there is is said once more
@@ -39,8 +41,12 @@ _LEAVE_SECONDS = 1.0
 _OVER_SECONDS = 7 * 86400.0  # so long after its end what was said is thrown away: nobody remembers it any more
 _LOST_SIGHT_OF = Share("", 0, 0, left_seconds=0.0, sticky=True)  # his sessions ended while nobody took note
 
-_UP = metrics.gauge("porter_fleet_up", "1 while this proxy is a member of its fleet; 0 while it goes on alone.")
-_MEMBERS = metrics.gauge("porter_fleet_members", "Proxies of the fleet that live, this one included; 0: it is lost.")
+_UP = metrics.gauge(
+    "porter_fleet_up", "1 while this proxy is a member of its fleet; 0 while it goes on alone.", member=None
+)
+_MEMBERS = metrics.gauge(
+    "porter_fleet_members", "Proxies of the fleet that live, this one included; 0: it is lost.", member=None
+)
 _LOST = metrics.counter("porter_fleet_lost_total", "Times that the fleet was lost.")
 
 
@@ -76,6 +82,8 @@ class Member:
         orders.on_said = self._hear_said
         self._scope = trio.CancelScope()  # while we are not
         self._members: tuple[str, ...] = ()
+        self._name_before = ""  # of the steward's before this one
+        self._spells = 0  # short ones, one after the other
         self._problem = "not asked yet"
         self._loss: type[Exception] | None = None  # the kind that was told
         self._life = ""  # of the data that we have seen last
@@ -84,6 +92,8 @@ class Member:
         self._untold: set[str] = set()  # whose login has asked just when he was to be told of
         self._tells = trio.Lock()
         self._lost_by: FleetLost | None = None
+        for gauge in (_UP, _MEMBERS):
+            gauge.labels(name).set(0)
         self.tried = trio.Event()  # to become a member, well or badly
         self.leaves = False  # nobody takes over what is here
 
@@ -105,12 +115,13 @@ class Member:
 
     def memory(self) -> dict[str, Any]:
         """What the next steward's has to know; JSON."""
-        return {"unsaid": sorted(self._unsaid)}
+        return {"unsaid": sorted(self._unsaid), "name": self.name}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Take over what another's memory() holds."""
         match memory:
-            case {"unsaid": list(names)}:
+            case {"unsaid": list(names), "name": str(name)}:
+                self._name_before = name
                 self._unsaid.update(name for name in names if isinstance(name, str))
 
     # --- becoming a member, and not being one any more ---
@@ -131,7 +142,8 @@ class Member:
                         log.exception("fleet.crashed")
                 self.tried.set()
                 self._ledger.take_touched(())  # all is told at once to whoever hears it again; strangers' names go, too
-                await trio.sleep(_RETRY_SECONDS)
+                # Each time all is told: a server that comes and goes must not have the processor.
+                await trio.sleep(_RETRY_SECONDS * 2 ** min(self._spells, _MOST_DOUBLED))
         finally:
             if self.leaves:
                 await self._leave()
@@ -146,16 +158,20 @@ class Member:
         began = trio.current_time()
         async with connect(self._settings, self.name, self._instance, self._pin_seconds) as fleet:
             beat = await fleet.beat()
-            heard = await self._orders.catch_up(fleet, beat.now)
+            if self._name_before not in ("", self.name):
+                await fleet.leave(self._name_before)
+            heard = await self._orders.catch_up(fleet, beat.now, anew=beat.life != self._life)
             await self._agree(fleet, beat)
             users = await self._tell_all(fleet)
+            self._check(beat := await fleet.beat())
             self._members, self._logins.fleet, self._problem, self._loss = beat.members, fleet, "", None
             self._scope, self._lost_by = trio.CancelScope(), None
-            _UP.set(1)
+            _UP.labels(self.name).set(1)
             log.info(
                 "fleet.joined", members=len(self._members), users=users, seconds=round(trio.current_time() - began, 3)
             )
             self.tried.set()
+            joined_at = trio.current_time()
             try:
                 with self._scope:
                     async with trio.open_nursery() as nursery:
@@ -165,12 +181,13 @@ class Member:
                         for task in tasks:
                             nursery.start_soon(self._until_lost, partial(task, fleet))
             finally:
+                self._spells = self._spells + 1 if trio.current_time() - joined_at < _SHORT_SECONDS else 0
                 self._logins.end()
                 self._members = ()
                 self._untold.clear()
                 self._orders.clear()
-                _UP.set(0)
-                _MEMBERS.set(0)
+                _UP.labels(self.name).set(0)
+                _MEMBERS.labels(self.name).set(0)
             if self._lost_by is not None:
                 raise self._lost_by
 
@@ -203,12 +220,18 @@ class Member:
 
     async def _keep_living(self, fleet: Fleet) -> None:
         while True:
-            _MEMBERS.set(len(self._members))
+            _MEMBERS.labels(self.name).set(len(self._members))
             await trio.sleep(BEAT_SECONDS)
             beat = await fleet.beat()
-            if beat.life != self._life:
-                raise FleetLost(f"{self._settings.valkey}: all that was there is gone")
+            self._check(beat)
             self._members = beat.members
+
+    def _check(self, beat: Beat) -> None:
+        """Whether what was said here still stands there. Raises FleetLost: It may not."""
+        if beat.life != self._life:
+            raise FleetLost(f"{self._settings.valkey}: all that was there is gone")
+        if not beat.alive:
+            raise FleetLost(f"{self._settings.valkey}: this proxy was not heard of for {DEAD_SECONDS:g} s")
 
     # --- saying what we have ---
 
@@ -217,7 +240,12 @@ class Member:
         ledger = self._ledger
         known, here = await fleet.known_here(), ledger.occupants()
         ledger.take_touched(())
-        await self._tell(fleet, [*here, *known.difference(here)], known=known)
+        heard_of_us = trio.current_time()
+        for some in slices([*here, *known.difference(here)], _AT_ONCE):
+            await self._tell(fleet, some, known=known)
+            if trio.current_time() - heard_of_us > BEAT_SECONDS:
+                heard_of_us = trio.current_time()
+                self._check(await fleet.beat())
         return len(here)
 
     async def _tell(self, fleet: Fleet, names: Sequence[str], *, known: Collection[str] = ()) -> None:
@@ -264,14 +292,18 @@ class Member:
 
     async def _keep_telling(self, fleet: Fleet) -> None:
         """Say where users were who left while we were away; then what others would forget, a little at a time."""
-        await self._tell(fleet, self._ledger.absent())
+        for some in slices(self._ledger.absent(), _AT_ONCE):
+            await self._tell(fleet, some)
+            await trio.sleep(_TOLD_SECONDS)
         while True:
             known, here = await fleet.known_here(), self._ledger.occupants()
-            here.extend(known.difference(here))  # of whom an earlier connection may have told later than this one
+            # Of some an earlier connection may have told later than this one.
+            await self._tell(fleet, [*known.difference(here)], known=known)
+            await self._forget_said(fleet)
             pause = _AGAIN_SECONDS / (1 + len(here) / _AT_ONCE)
             for some in slices(here, _AT_ONCE):
                 await trio.sleep(pause)
-                await self._tell(fleet, some, known=known)
+                await self._tell(fleet, some)
             await trio.sleep(pause)
 
     # --- what administrators do to users ---
@@ -292,12 +324,7 @@ class Member:
         """
         stored = await fleet.said()
         self._life = beat.life
-        lost = []
-        for name in self._directions:
-            if name not in stored and name not in self._unsaid:
-                lost.append(name)
-            elif said_at(self._directions.memory([name])) > said_at(stored.get(name)):
-                self._unsaid.add(name)
+        lost = [name for name in self._directions if stored.get(name) is None and name not in self._unsaid]
         for some in slices(lost, _AT_ONCE):
             # Others may have come back at the same time, who know better: they were told since.
             restored = await fleet.restore_said({name: self._directions.memory([name]) for name in some})
@@ -306,10 +333,12 @@ class Member:
         for name, rows in stored.items():
             if rows is not None and name not in self._unsaid:
                 self._adopt(name, not_over(rows, time.time()))
-        await fleet.forget_said(
-            {name: rows for name, rows in stored.items() if is_over(rows, beat.now - _OVER_SECONDS)}
-        )
         await self._say_said(fleet)
+
+    async def _forget_said(self, fleet: Fleet) -> None:
+        """What has been over for so long that nobody remembers it."""
+        long_ago = time.time() - _OVER_SECONDS
+        await fleet.forget_said({name: rows for name, rows in (await fleet.said()).items() if is_over(rows, long_ago)})
 
     async def _say_said(self, fleet: Fleet) -> None:
         names = list(self._unsaid)
@@ -330,13 +359,17 @@ class Member:
 
     # --- logins ---
 
-    async def join(self, guest: Guest, place: Place, *, verified: bool) -> tuple[str, int]:
+    async def join(self, guest: Guest, place: Place, *, verified: bool, waits: Callable[[], None]) -> tuple[str, int]:
         """As Logins.join()."""
-        return await self._logins.join(guest, place, verified=verified)
+        return await self._logins.join(guest, place, verified=verified, waits=waits)
 
     def confirmed(self, guest: Guest) -> None:
         """As Logins.confirmed()."""
         self._logins.confirmed(guest)
+
+    async def counted_elsewhere(self, name: str) -> int:
+        """How many sessions of a user count at other proxies, so far as is known."""
+        return await self._logins.counted_elsewhere(name, self._members)
 
     async def whereabouts(self, name: str) -> Whereabouts | None:
         """Where a user without sessions here is, or was, by what other proxies say; None: nothing is known."""

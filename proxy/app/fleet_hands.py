@@ -35,7 +35,7 @@ def member_for(settings: Settings, instance: str, links: Links, desk: Desk) -> M
     links.news.on_tried = orders.say_failure
 
     def close(session_id: str, why: str) -> None:
-        log.info("fleet.session_closed", session=session_id, error=why)
+        log.info("fleet.session_closed", session_id=session_id, detail=why)
         links.close([session_id], Outcome.LIMIT, patience=0.0)
 
     member = Member(settings, name, instance, registry.ledger, registry.directions, orders, registry.adopt, close)
@@ -68,7 +68,7 @@ class _Hands:
             question = VERBS["kick"].ask(**{str(key): value for key, value in whom.items()} | {"reason": _REASON})
             assert isinstance(question, Kick)
             return self._desk.kick_here(question)
-        except (Unusable, Refused) as exc:
+        except (Unusable, Refused, TypeError) as exc:
             raise ValueError(f"a kick that makes no sense: {exc}") from None
 
     def failed(self, message: list[Any]) -> None:

@@ -32,7 +32,7 @@ log = get_logger()
 _LOOK_SECONDS = 0.1  # whether the sessions at other proxies have ended
 _ASK_AGAIN_SECONDS = 5.0  # to end them
 _WAIT_SECONDS = 20.0  # for that, beyond routing.move_patience and routing.move_delay
-_MOST_WAITING = 100  # logins of one user
+_MOST_WAITING = 1000  # logins of one user
 
 _WAITS = metrics.counter("porter_fleet_waits_total", "Logins that waited for sessions at other proxies to end.")
 
@@ -74,30 +74,58 @@ class Logins:
         """
         return {name for name, session_id in self._deciding.items() if session_id in self._ledger}
 
-    async def join(self, guest: Guest, place: Place, *, verified: bool) -> tuple[str, int]:
+    async def join(self, guest: Guest, place: Place, *, verified: bool, waits: Callable[[], None]) -> tuple[str, int]:
         """As Ledger.admit(), over all proxies; gives how many sessions of his count at others, too.
 
+        Args:
+            waits: Called when it takes longer than a question.
         Raises:
             Refused: As there.
         """
-        async with self._turn(guest.name):
-            self._deciding[guest.name] = guest.id
-            try:
-                return await self._join(guest, place, verified=verified)
-            finally:
-                del self._deciding[guest.name]
+        login = _Login(guest, place, verified, waits, trio.current_time() + self._patience)
+        name, is_first = guest.name, False
+        while True:
+            if not is_first and self._has_a_place(name):
+                if (found := await self._join_his_own(login)) is not None:
+                    return found
+                is_first = True  # he is elsewhere, though he is here: that is for one login after the other
+            async with self._turn(login):
+                if not is_first and self._has_a_place(name):
+                    continue  # whose turn it was has found it
+                self._deciding[name] = guest.id
+                try:
+                    return await self._find_a_place(login)
+                finally:
+                    del self._deciding[name]
 
-    async def _join(self, guest: Guest, place: Place, *, verified: bool) -> tuple[str, int]:
-        ledger, name = self._ledger, guest.name
-        wait = _Wait(trio.current_time() + self._patience)
+    def _has_a_place(self, name: str) -> bool:
+        """Whether he has sessions here that the fleet knows of, and that stay."""
+        return name not in self._deciding and self._ledger.share(name).sessions > 0 and not self._leaves(name)
+
+    async def _join_his_own(self, login: _Login) -> tuple[str, int] | None:
+        """Sessions that he has here; many logins may do so at once. None: that was not to be."""
+        ledger, guest = self._ledger, login.guest
+        backend = ledger.admit_now(guest, login.place, verified=login.verified)
+        if backend is None:
+            return None
+        verdict = await self._ask(login, firm=False)
+        if (verdict is None or verdict.kind == "in") and not self._leaves(guest.name):
+            return backend, 0 if verdict is None else verdict.others_counted
+        ledger.release(guest, opened=False)
+        if verdict is not None and verdict.kind == "full":
+            raise self._too_many(verdict)
+        return None
+
+    async def _find_a_place(self, login: _Login) -> tuple[str, int]:
+        ledger, guest, name = self._ledger, login.guest, login.guest.name
         firm, bound = False, ""
         while True:
-            backend = await ledger.admit(guest, partial(_bound, place, bound) if bound else place, verified=verified)
-            try:
-                verdict = await self._stand(name, verified=verified, firm=firm)
-            except BaseException:
-                ledger.release(guest, opened=False)
-                raise
+            where = partial(_bound, login.place, bound) if bound else login.place
+            backend = ledger.admit_now(guest, where, verified=login.verified)
+            if backend is None:
+                login.waits()
+                backend = await ledger.wait_for(guest, where, verified=login.verified)
+            verdict = await self._ask(login, firm=firm)
             if (verdict is None or verdict.kind == "in") and not self._leaves(name):
                 return backend, 0 if verdict is None else verdict.others_counted
             ledger.release(guest, opened=False)
@@ -105,31 +133,43 @@ class Logins:
             if verdict is None or verdict.kind == "in":
                 continue  # meanwhile his sessions were told to end, and nobody could be told so of this one
             if verdict.kind == "full":
-                detail = f"connections_per_user: {verdict.others_counted} sessions at other proxies, of {self._most}"
-                raise Refused(Outcome.LIMIT, detail, limit="connections_per_user")
+                raise self._too_many(verdict)
             if verdict.kind == "was":
                 firm = True
                 ledger.remember(name, verdict.backend, verdict.seconds, sticky=verdict.sticky)
                 continue
-            home = place()
-            if trio.current_time() >= wait.gives_up_at:
+            home = login.place()
+            if trio.current_time() >= login.gives_up_at:
                 detail = f"his {verdict.others} sessions at other proxies, at {verdict.backend}, have not ended"
                 raise Refused(Outcome.UNAVAILABLE, detail)
             if may_join(verdict.backend, home):
                 bound = verdict.backend
                 ledger.remember(name, bound, 0.0, sticky=True)
             else:
-                self._have_him_leave(name, verdict, home, wait)
+                login.waits()
+                self._have_him_leave(login, verdict, home)
                 await trio.sleep(_LOOK_SECONDS)
 
-    def _have_him_leave(self, name: str, verdict: Verdict, home: Placement, wait: _Wait) -> None:
-        now = trio.current_time()
-        if not wait.asks_again_at:
+    async def _ask(self, login: _Login, *, firm: bool) -> Verdict | None:
+        """As _stand(); whoever does not hear the answer has no place."""
+        try:
+            return await self._stand(login.guest.name, verified=login.verified, firm=firm)
+        except BaseException:
+            self._ledger.release(login.guest, opened=False)
+            raise
+
+    def _too_many(self, verdict: Verdict) -> Refused:
+        detail = f"connections_per_user: {verdict.others_counted} sessions at other proxies, of {self._most}"
+        return Refused(Outcome.LIMIT, detail, limit="connections_per_user")
+
+    def _have_him_leave(self, login: _Login, verdict: Verdict, home: Placement) -> None:
+        name, now = login.guest.name, trio.current_time()
+        if not login.asks_again_at:
             _WAITS.inc()
             log.info("fleet.waits", name=name, backend=verdict.backend, home=home.home, others=verdict.others)
-        if now >= wait.asks_again_at:
+        if now >= login.asks_again_at:
             self._orders.say("close", [[name, verdict.backend]])
-            wait.asks_again_at = now + _ASK_AGAIN_SECONDS
+            login.asks_again_at = now + _ASK_AGAIN_SECONDS
 
     async def _stand(self, name: str, *, verified: bool, firm: bool) -> Verdict | None:
         """What the fleet says to one session more; None: there is none."""
@@ -155,17 +195,29 @@ class Logins:
         return there is not None and bool(there.moving)
 
     @asynccontextmanager
-    async def _turn(self, name: str) -> AsyncIterator[None]:
-        """One login of a user at a time: what the first one hears is where the others go."""
+    async def _turn(self, login: _Login) -> AsyncIterator[None]:
+        """One login of a user at a time looks for a place: what it hears is where the others go.
+
+        Raises:
+            Refused: UNAVAILABLE: his turn has not come.
+        """
+        name = login.guest.name
         lock = self._turns.get(name)
         if lock is None:
             lock = self._turns[name] = trio.Lock()
-        waiting = lock.statistics().tasks_waiting
-        if waiting >= _MOST_WAITING:
+        if (waiting := lock.statistics().tasks_waiting) >= _MOST_WAITING:
             raise Refused(Outcome.UNAVAILABLE, f"{waiting} logins of this user wait already")
+        if lock.locked():
+            login.waits()
         try:
-            async with lock:
+            with trio.move_on_at(login.gives_up_at) as patience:
+                await lock.acquire()
+            if patience.cancelled_caught:
+                raise Refused(Outcome.UNAVAILABLE, "another login of this user still waits for his sessions to end")
+            try:
                 yield
+            finally:
+                lock.release()
         finally:
             if not lock.locked() and self._turns.get(name) is lock:
                 del self._turns[name]
@@ -191,16 +243,14 @@ class Logins:
 
     # --- for whoever wants to know ---
 
+    async def counted_elsewhere(self, name: str, members: Sequence[str]) -> int:
+        """How many sessions of a user count at these others, so far as is known."""
+        verdict = await self._look(name, members)
+        return 0 if verdict is None else verdict.others_counted
+
     async def whereabouts(self, name: str, members: Sequence[str]) -> Whereabouts | None:
         """Where a user without sessions here is, or was, by what these others say; None: nothing is known."""
-        fleet = self.fleet
-        if fleet is None:
-            return None
-        try:
-            verdict = await fleet.look(name, members)
-        except FleetLost as exc:
-            self._lose(fleet, exc)
-            return None
+        verdict = await self._look(name, members)
         if verdict is None:
             return None
         since = trio.current_time() - verdict.seconds
@@ -210,15 +260,27 @@ class Logins:
             return None
         return Whereabouts(verdict.backend, 0, since, since + self._sticky)
 
+    async def _look(self, name: str, members: Sequence[str]) -> Verdict | None:
+        fleet = self.fleet
+        if fleet is None:
+            return None
+        try:
+            return await fleet.look(name, members)
+        except FleetLost:  # whoever only asks ends nothing for those who log in
+            return None
 
-class _Wait:
-    """A login that wants somebody's sessions to end."""
 
-    __slots__ = ("asks_again_at", "gives_up_at")
+class _Login:
+    """One that looks for a place."""
 
-    def __init__(self, gives_up_at: float) -> None:
-        self.gives_up_at = gives_up_at
-        self.asks_again_at = 0.0  # 0: nobody was asked yet
+    __slots__ = ("asks_again_at", "gives_up_at", "guest", "place", "verified", "waits")
+
+    def __init__(
+        self, guest: Guest, place: Place, verified: bool, waits: Callable[[], None], gives_up_at: float
+    ) -> None:
+        self.guest, self.place, self.verified = guest, place, verified
+        self.waits, self.gives_up_at = waits, gives_up_at
+        self.asks_again_at = 0.0  # others, to end his sessions; 0: nobody was asked yet
 
 
 def _bound(place: Place, backend: str) -> Placement:

@@ -67,6 +67,7 @@ class Orders:
         self._waiting: deque[tuple[str, Any]] = deque()
         self._failures: deque[list[Any]] = deque()
         self._something = trio.Event()
+        self._heard = "0-0"  # the last order
         self.on_said: Callable[[Fleet, list[str]], Awaitable[None]] = _unheard
 
     def say(self, kind: str, body: Any) -> None:
@@ -94,7 +95,7 @@ class Orders:
         """Hear what the others say after this order. Raises FleetLost."""
         while True:
             for order in await fleet.hear(heard):
-                heard = order.id
+                heard = self._heard = order.id
                 if order.member != self._member:
                     await self._carry_out(fleet, order)
 
@@ -114,21 +115,22 @@ class Orders:
         while self._failures:
             yield "failures", [self._failures.popleft() for _ in range(min(_FAILURES_AT_ONCE, len(self._failures)))]
 
-    async def catch_up(self, fleet: Fleet, now: float) -> str:
+    async def catch_up(self, fleet: Fleet, now: float, *, anew: bool) -> str:
         """Learn who has failed while we were away, and give the last order. Raises FleetLost.
 
         Args:
             now: Unix time, the server's.
+            anew: These are not the orders that we have heard before.
         """
         self._failures.clear()  # they would seem to be of now
         if not self._shares_failures:
             return await fleet.newest()
-        heard = "0-0"
+        heard = "0-0" if anew else self._heard
         while orders := await fleet.earlier(heard):
             for order in orders:
                 if order.kind == "failures":  # ours as well: we may have been started anew
                     self._learn(order, now - order.said_at)
-            heard = orders[-1].id
+            heard = self._heard = orders[-1].id
         return heard
 
     async def _carry_out(self, fleet: Fleet, order: Order) -> None:

@@ -358,7 +358,6 @@ class Links:
             self._answer(link, question, guest, admitted)
             return
         assert self._nursery is not None
-        link.post(["waiting", question])  # for a move, which takes longer than he would wait for a dead steward
         scope = link.waiting[question] = trio.CancelScope()
         self._nursery.start_soon(self._admit_later, link, question, guest, identity, scope)
 
@@ -367,7 +366,8 @@ class Links:
     ) -> None:
         try:
             with scope:
-                admitted = await self.registry.admit(guest, identity)
+                # He is told of what takes longer than he would wait for a dead steward.
+                admitted = await self.registry.admit(guest, identity, lambda: link.post(["waiting", question]))
                 if scope.cancel_called:  # given up at the very moment that it was let in
                     self.registry.release(guest.id, opened=False)
                 else:

@@ -145,7 +145,7 @@ class Looks:
             "attributes": {} if identity is None else dict(identity.attributes),
             "source": "" if identity is None else identity.source,
             "directions": self._registry.directions.document(name),
-            "limits": _least([*self._registry.limits_left(name), *_rows(told["limits"])]),
+            "limits": _least([*await self._registry.limits_left(name), *_rows(told["limits"])]),
             "sessions": _sessions(self._registry.guests.named(name, _MOST_OF_ONE)),
             "failures": sorted(_rows(told["failures"]), key=_when, reverse=True)[:_MOST_FAILURES],
         }

@@ -66,16 +66,20 @@ class Registry:
         backend = self.ledger.admit_now(guest, place, verified=identity.verified)
         return None if backend is None else self._take_in(guest, identity, backend)
 
-    async def admit(self, guest: Guest, identity: Identity) -> Admitted:
+    async def admit(self, guest: Guest, identity: Identity, waits: Callable[[], None] = lambda: None) -> Admitted:
         """As admit_now(), however long it takes.
+
+        Args:
+            waits: Called when that is longer than others take to answer; perhaps more than once.
 
         Raises:
             Refused: As admit_now().
         """
         place = self._question(guest, identity)
-        if self.fleet is None:
+        if self.fleet is None or not self.fleet.is_up:
+            waits()
             return self._take_in(guest, identity, await self.ledger.admit(guest, place, verified=identity.verified))
-        backend, others = await self.fleet.join(guest, place, verified=identity.verified)
+        backend, others = await self.fleet.join(guest, place, verified=identity.verified, waits=waits)
         return self._take_in(guest, identity, backend, others)
 
     def confirm(self, session_id: str) -> Guest | None:
@@ -242,13 +246,15 @@ class Registry:
             return there
         return await self.fleet.whereabouts(name) or there
 
-    def limits_left(self, name: str) -> list[dict[str, Any]]:
-        """What a user has left of each limit that is kept here."""
+    async def limits_left(self, name: str) -> list[dict[str, Any]]:
+        """What a user has left of each limit that is kept here, or at all proxies together."""
         most = self._limits.connections_per_user
-        rows = [{"limit": "connections_per_user", "most": most, "left": self.ledger.room(name), "per_seconds": None}]
+        others = 0 if self.fleet is None else await self.fleet.counted_elsewhere(name)
+        left = max(0, self.ledger.room(name) - others)
+        rows = [{"limit": "connections_per_user", "most": most, "left": left, "per_seconds": None}]
         if (limit := self._limits.logins_per_user) is not None:
-            left = self._rates.left(name, trio.current_time())
-            rows.append({"limit": "logins_per_user", "most": limit.rate, "left": left, "per_seconds": limit.per})
+            logins = self._rates.left(name, trio.current_time())
+            rows.append({"limit": "logins_per_user", "most": limit.rate, "left": logins, "per_seconds": limit.per})
         return rows
 
     # --- which backends there are ---

@@ -244,6 +244,8 @@ class Steward:
         """The workers notice as well, and end their sessions."""
         log.error("steward.orphaned")
         self._draining = True
+        if self._member is not None:
+            self._member.leaves = True
         timeouts = self._settings.timeouts
         with trio.move_on_after(timeouts.drain_grace + timeouts.drain + _ORPHAN_SECONDS):
             if self._begun.is_set():

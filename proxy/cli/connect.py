@@ -25,7 +25,7 @@ from proxy.backends.way import Way
 from proxy.cli.terminal import log_kept_back, milliseconds, plain, run, table
 from proxy.outcome import Refused
 from proxy.settings.backend_models import ClientAddress
-from proxy.settings.models import Backends, Discovery, Health, ProbeLogin, Settings
+from proxy.settings.models import Backends, Discovery, Fleet, Health, ProbeLogin, Settings
 from proxy.transport.tls_client import ServerCertificate
 
 # For a source, or for DNS. It is longer than the timeouts that they have by default, and bounds generous ones.
@@ -98,6 +98,8 @@ async def _connect(settings: Settings, sources: Sequence[IdentitySource], backen
     # Longer than all its steps may take: who knows the step that got stuck tells it.
     seconds = timeouts.backend_connect + timeouts.backend_login + health.timeout + 1
     asks += [_Ask(f"backend {each.name}", partial(_try_backend, each, health), seconds) for each in backends]
+    if settings.fleet is not None:
+        asks.append(_Ask("fleet", partial(_try_fleet, settings.fleet), PROBE_SECONDS))
     with _progress(len(asks)) as step:
         return tried + await _try_all(asks, step)
 
@@ -132,6 +134,22 @@ async def _try_all(asks: Sequence[_Ask], done: Callable[[], None]) -> list[Tried
         for number, each in enumerate(asks):
             nursery.start_soon(try_one, number, each)
     return [Tried(each.name, probe) for number, each in enumerate(asks) for probe in found[number]]
+
+
+async def _try_fleet(settings: Fleet) -> Sequence[Probe]:
+    """Whether the server lets us in; nobody is told of us."""
+    from proxy.ledger import fleet  # app/sources.py says why here
+
+    began = trio.current_time()
+    try:
+        async with fleet.connect(settings, "", "", 0.0) as server:
+            members = await server.known_members()
+    except fleet.FleetLost as exc:
+        return [Probe("Valkey", str(exc), seconds=trio.current_time() - began)]
+    detail = f"{settings.valkey}; " + (
+        f"proxies known there: {', '.join(members)}" if members else "no proxy is there yet"
+    )
+    return [Probe("Valkey", "", detail, trio.current_time() - began)]
 
 
 async def _try_backend(backend: Backend, health: Health) -> Sequence[Probe]:

@@ -30,7 +30,7 @@ def kick(call: Call, reason: str, whom: Mapping[str, str | None]) -> int:
     def show(answer: dict[str, Any]) -> None:
         told = f"{count(answer['sessions'], 'session')} told to end"
         if proxies := answer["proxies"]:
-            told += f"; so are those at {proxies} other {'proxy' if proxies == 1 else 'proxies'}"
+            told += f"; {proxies} other {'proxy is' if proxies == 1 else 'proxies are'} asked, too"
         _say(told, answer)
 
     return put(call, "kick", show, reason=reason, **whom)

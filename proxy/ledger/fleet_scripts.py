@@ -95,7 +95,7 @@ end
 redis.call('HDEL', KEYS[1], member)
 redis.call('SREM', KEYS[3], name)
 local since = now - tonumber(ARGV[8])
-local later = tonumber(ARGV[8]) >= 0 and (not left or since > left)
+local later = tonumber(ARGV[8]) >= 0 and (not left or since > left) and (backend ~= '' or at ~= '')
 if others > 0 then
   if later and at == backend then  -- another one may tell of an earlier end later
     redis.call('HSET', KEYS[1], '@left', since, '@sticky', ARGV[9])
@@ -117,7 +117,7 @@ return {'out', at, others, others_counted, '0', '0'}
 
 # Keys: members, instances, life. Arguments: member, instance, seconds after which a silent member is dead, seconds
 # after which it is forgotten, a new life. Answers: seconds since another instance of this name was heard of ('': none
-# is), life, now, and the members that live.
+# is), life, now, whether this one was alive until now, and the members that are.
 BEAT: Final = """
 local member, instance = ARGV[1], ARGV[2]
 local time = redis.call('TIME')
@@ -125,12 +125,13 @@ local now = time[1] + time[2] / 1000000
 local heard = tonumber(redis.call('HGET', KEYS[1], member) or '')
 local known = redis.call('HGET', KEYS[2], member)
 if heard and known and known ~= instance and math.abs(now - heard) < tonumber(ARGV[3]) then
-  return {tostring(now - heard), '', tostring(now)}
+  return {tostring(now - heard), '', tostring(now), '0'}
 end
 redis.call('HSET', KEYS[1], member, now)
 redis.call('HSET', KEYS[2], member, instance)
 redis.call('SET', KEYS[3], ARGV[5], 'NX')
-local answer = {'', redis.call('GET', KEYS[3]), tostring(now)}
+local alive = heard and math.abs(now - heard) < tonumber(ARGV[3])
+local answer = {'', redis.call('GET', KEYS[3]), tostring(now), alive and '1' or '0'}
 local members = redis.call('HGETALL', KEYS[1])
 for i = 1, #members, 2 do
   local silent = now - (tonumber(members[i + 1]) or 0)

@@ -169,17 +169,16 @@ def is_over(memory: object, now: float) -> bool:
 
 
 def not_over(memory: object, now: float) -> list[list[Any]]:
-    """What holds still, of what is remembered."""
-    return [[name, *astuple(direction)] for name, direction in _read(memory) if not direction.is_over(now)]
-
-
-def said_at(memory: object) -> float:
-    """When the last of it was said, Unix time; -inf: nothing was."""
-    return max((direction.since for _, direction in _read(memory)), default=-math.inf)
+    """What holds still, of what is remembered; what released() says does nowhere, however late a clock is."""
+    return [
+        [name, *astuple(direction)]
+        for name, direction in _read(memory)
+        if not direction.is_over(now) and not direction.is_over(direction.since)
+    ]
 
 
 def released(name: str, now: float) -> list[list[Any]]:
-    """Nothing is said of a user any more, for others who remember that something was."""
+    """Nothing is said of a user any more, for others who remember that something was: it is over since it was said."""
     return [[name, *astuple(Direction(None, now, "released", "", now))]]
 
 

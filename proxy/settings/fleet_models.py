@@ -15,8 +15,8 @@ class Fleet(Section):
     """Proxies that share what they know of users by a Valkey or Redis server. Absent: each stands for itself."""
 
     valkey: ValkeyUrl = Field(
-        description="The server, Valkey or Redis from 7.0 on, and its database: `redis://` in the clear, `rediss://` "
-        "with TLS. One primary, no cluster. What stands there may be lost at any time.",
+        description="The server and its database: `redis://` in the clear, `rediss://` with TLS. Valkey 7.2 or Redis "
+        "7.0, and later; one primary, no cluster. What stands there may be lost at any time.",
         examples=["rediss://valkey.example.org:6379/0"],
         json_schema_extra=RELOAD,
     )
@@ -41,9 +41,10 @@ class Fleet(Section):
     )
     ca: ExistingFile | None = Field(
         default=None,
-        description="PEM: the authorities that the server's certificate may come from; null: the system's.",
+        description="PEM: the authorities that the server's certificate may come from; null: the system's. Read at "
+        "each connection.",
         examples=["ca.crt"],
-        json_schema_extra=RELOAD,
+        json_schema_extra=LIVE,
     )
     insecure: bool = Field(
         default=False,

@@ -30,6 +30,7 @@ def make_brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that tests are short."""
     for module, name, seconds in (
         (fleet, "_RETRY_SECONDS", 0.1),
+        (fleet, "_SHORT_SECONDS", 0.0),
         (fleet, "BEAT_SECONDS", 0.2),
         (fleet_logins, "_LOOK_SECONDS", 0.05),
         (fleet_logins, "_ASK_AGAIN_SECONDS", 0.5),
@@ -38,14 +39,17 @@ def make_brisk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Proxy:
-    """One of them. Sessions that are told to end do so, unless they are stubborn."""
+    """One of them. Sessions that are told to end do so, unless they are stubborn; others' kicks are noted, and end them
+    where that is asked for.
+    """
 
     _numbers = itertools.count()
 
     def __init__(self, name: str, valkey: Valkey, nursery: trio.Nursery, *, instance: str = "", **changes: Any) -> None:
         ours = {"valkey": valkey.url, "password": {"file": str(valkey.password_file)}, **changes.pop("fleet", {})}
         changes["routing"] = {"move_patience": 1.0, **changes.pop("routing", {})}
-        self.name, self.stubborn, self._nursery = name, False, nursery
+        self.name, self._nursery = name, nursery
+        self.stubborn = self.kicks_end = False
         self.settings = settings_of(fleet=ours, **changes)
         self.registry = Registry(self.settings, self)
         self.orders = Orders(name, self, shares_failures=True)
@@ -153,7 +157,13 @@ class Proxy:
         if not isinstance(whom.get("user"), str):
             raise ValueError("a kick that makes no sense")
         self.kicked.append(dict(whom))
-        return 1
+        return self.kick_here(whom["user"]) if self.kicks_end else 1
+
+    def kick_here(self, name: str) -> int:
+        """As the desk does."""
+        found = [guest.id for guest in self.registry.guests if guest.name == name]
+        self.close(found, Outcome.KICKED, patience=0.0)
+        return len(found)
 
     def failed(self, message: list[Any]) -> None:
         self.failures.append(message)

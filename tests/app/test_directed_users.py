@@ -238,17 +238,19 @@ async def test_limits_left(autojump_clock: MockClock) -> None:
     settings = settings_of(limits={"connections_per_user": 3, "logins_per_user": {"rate": 2, "per": 60.0}})
     registry = Registry(settings, Closer())
 
-    def left() -> dict[str, object]:
-        return {row["limit"]: row["left"] for row in registry.limits_left("ann")}
+    async def left() -> dict[str, object]:
+        return {row["limit"]: row["left"] for row in await registry.limits_left("ann")}
 
-    assert left() == {"connections_per_user": 3, "logins_per_user": 2}
+    assert await left() == {"connections_per_user": 3, "logins_per_user": 2}
     registry.admit_now(guest("s1", "ann"), identity("ann"))
-    assert left() == {"connections_per_user": 2, "logins_per_user": 2}, "no login before the backend's yes"
+    assert await left() == {"connections_per_user": 2, "logins_per_user": 2}, "no login before the backend's yes"
     registry.confirm("s1")
-    assert left() == {"connections_per_user": 2, "logins_per_user": 1}
-    assert {row["limit"]: row["left"] for row in registry.limits_left("bob")} == {
+    assert await left() == {"connections_per_user": 2, "logins_per_user": 1}
+    assert {row["limit"]: row["left"] for row in await registry.limits_left("bob")} == {
         "connections_per_user": 3,
         "logins_per_user": 2,
     }
     plain, _, _ = furnished()
-    assert [(row["limit"], row["per_seconds"]) for row in plain.limits_left("ann")] == [("connections_per_user", None)]
+    assert [(row["limit"], row["per_seconds"]) for row in await plain.limits_left("ann")] == [
+        ("connections_per_user", None)
+    ]

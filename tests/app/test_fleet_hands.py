@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from proxy.admin.questions import Kick
 from proxy.app.fleet_hands import _Hands, member_for, shared_key
@@ -67,6 +68,8 @@ async def test_sessions_end_where_they_are_said_to_be(nursery: trio.Nursery) -> 
         {"user": "ann", "and": "more"},
         {"user": "x" * 100_000},
         {"user": None, "backend": None},
+        {"self": "x"},
+        {"self": "x", "user": "ann"},
     ],
 )
 async def test_a_kick_that_makes_no_sense(whom: dict[str, Any]) -> None:
@@ -118,7 +121,9 @@ async def test_a_member_by_the_settings(monkeypatch: pytest.MonkeyPatch) -> None
     assert (member.name, member.is_up, member.others) == ("porter-1", False, 0)
     assert member.status() == {"name": "porter-1", "up": False, "members": [], "error": "not asked yet"}
     assert news.on_tried == member._orders.say_failure
-    member._logins._close("s1", "why")
+    with capture_logs() as logged:
+        member._logins._close("s1", "why")
+    assert logged == [{"event": "fleet.session_closed", "log_level": "info", "session_id": "s1", "detail": "why"}]
     assert closed == [(["s1"], Outcome.LIMIT, 0.0)]
     monkeypatch.setattr("socket.gethostname", lambda: "pod-7")
     assert member_for(settings_of(fleet=FLEET), "i", links, Desk()).name == "pod-7"  # type: ignore[arg-type]

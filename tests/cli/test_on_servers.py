@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from tests.servers.accounts import MASTER, MASTER_PASSWORD, USERS
 from tests.servers.dovecot import Dovecot
+from tests.servers.own_valkey import run_valkey
 from tests.servers.pki import Pki
 from tests.servers.ports import LOOPBACK
 from tests.servers.slapd import PEOPLE, SERVICE_DN, SERVICE_PASSWORD, Slapd, person
@@ -227,3 +229,26 @@ def test_interrupted(arguments: tuple[str, ...], mute: socket.socket, write: Wri
         finally:
             process.kill()
     assert (process.returncode, out, err) == (130, "", "\n")
+
+
+def test_a_fleet_is_tried_and_nobody_joins_it(backends: dict[str, Any], write: Write, tmp_path: Path) -> None:
+    (tmp_path / "users.yaml").write_text(f'alice: {{hash: "{KNOWN_TO_NOBODY}"}}\n')
+    (tmp_path / "wrong").write_text("wrong-7h2d")
+    with contextmanager(run_valkey)() as server:
+
+        def tried(password: Path) -> dict[str, Any]:
+            fleet = {"valkey": server.url, "password": {"file": str(password)}, "name": "porter-1"}
+            config = write([{"file": {"path": "users.yaml"}}], backends=backends, fleet=fleet)
+            document = json.loads(run("check", "--connect", "-c", config, "--json").stdout)
+            (row,) = [row for row in document["connect"] if row["name"] == "fleet"]
+            return dict(row)
+
+        row = tried(server.password_file)
+        assert (row["what"], row["ok"], row["detail"]) == ("Valkey", True, f"{server.url}; no proxy is there yet")
+        assert server.ask("KEYS", "*") == ""
+        server.ask("HSET", "imap-porter:members", "porter-2", "0")
+        assert tried(server.password_file)["detail"].endswith("proxies known there: porter-2")
+        row = tried(tmp_path / "wrong")
+        assert not row["ok"]
+        assert server.url in row["problem"]
+        assert "wrong-7h2d" not in str(row)

@@ -18,10 +18,14 @@ from tests.cli.asking import asked, command
 WHY = ("--reason", "a stolen phone")
 
 CHANGES = [
-    (("kick", "--session", "s1"), "2 sessions told to end", ("kick", {"session": "s1"})),
-    (("kick", "--user", "ann"), "2 sessions told to end", ("kick", {"user": "ann"})),
-    (("kick", "--address", "10.0.0.1"), "2 sessions told to end", ("kick", {"address": "10.0.0.1"})),
-    (("kick", "--backend", "d1"), "2 sessions told to end", ("kick", {"backend": "d1"})),
+    (("kick", "--session", "s1"), "2 sessions told to end; 1 other proxy is asked, too", ("kick", {"session": "s1"})),
+    (("kick", "--user", "ann"), "2 sessions told to end; 1 other proxy is asked, too", ("kick", {"user": "ann"})),
+    (
+        ("kick", "--address", "10.0.0.1"),
+        "2 sessions told to end; 1 other proxy is asked, too",
+        ("kick", {"address": "10.0.0.1"}),
+    ),
+    (("kick", "--backend", "d1"), "2 sessions told to end; 1 other proxy is asked, too", ("kick", {"backend": "d1"})),
     (
         ("move", "ann", "d1"),
         "ann lives at d1 until released; 1 session will move there",
@@ -61,7 +65,7 @@ async def test_a_warning(config: Path) -> None:
 
 
 ALIASES = [
-    (("kick", "--user", "Annie"), "2 sessions told to end"),
+    (("kick", "--user", "Annie"), "2 sessions told to end; 1 other proxy is asked, too"),
     (("move", "Annie", "d1"), "ann lives at d1 until released; 1 session will move there"),
     (("hold", "Annie"), "ann is held until released; 3 sessions told to end"),
     (("release", "Annie"), "ann is released; was moved to d2"),

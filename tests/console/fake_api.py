@@ -56,6 +56,7 @@ class FakeProxy:
         self.warning = ""
         self.broken: set[str] = set()  # paths that are answered with 503
         self.readers: list[tuple[set[str], deque[dict[str, Any]]]] = []
+        self.fleet: dict[str, Any] | None = dict(_FLEET)
         self.steps = 0
         self._random = random.Random(6)
         self._began = time.time()
@@ -246,9 +247,9 @@ _STRANGER = {
     "sessions": [],
     "failures": [],
 }
+_FLEET = {"name": "porter-1", "up": True, "members": ["porter-1", "porter-2"], "error": None}
 _STATUS = {
     "version": "0.6.0", "generation": 3, "draining": False,
-    "fleet": {"name": "porter-1", "up": True, "members": ["porter-1", "porter-2"], "error": None},
     "last_reload": {"at": time.time() - 7260, "result": "ok", "text": ""},
     "processes": [
         {"process": name, "role": role, "pid": pid, "generation": 3, "since": time.time() - 86_400,
@@ -303,7 +304,7 @@ def fake_app(proxy: FakeProxy) -> Starlette:
         if request.method == "POST":
             return await _post(proxy, role, path, request)
         if path == "status":
-            return JSONResponse({**_STATUS, "caller": {"name": "ops", "role": role}})
+            return JSONResponse({**_STATUS, "fleet": proxy.fleet, "caller": {"name": "ops", "role": role}})
         return _get(proxy, path, dict(request.query_params))
 
     async def events(socket: WebSocket) -> None:

@@ -67,13 +67,49 @@ def test_a_session_and_all_of_a_user_are_kicked(server: FakeServer, open_page: O
     page.keyboard.press("Enter")
     page.get_by_role("dialog").wait_for(state="detached")
     page.get_by_role("button", name="Kick all of these").click()
-    assert "4 sessions will end" in page.get_by_role("dialog").inner_text()
+    assert "4 sessions and those at the other proxy will end" in page.get_by_role("dialog").inner_text()
     page.keyboard.type("stolen phones")
     page.keyboard.press("Enter")
     page.get_by_role("dialog").wait_for(state="detached")
     [first, second] = server.proxy.changes
     assert first[1].keys() == {"session", "reason"}
     assert second == ("kick", {"user": "alice@example.org", "reason": "stolen phones"})
+
+
+ALONE = {"name": "porter-1", "up": False, "members": [], "error": "no answer in time"}
+THREE = {"name": "porter-1", "up": True, "members": ["porter-1", "porter-2", "porter-3"], "error": None}
+NOBODY = [
+    (None, "No session is open just now; nothing will happen."),
+    (ALONE, "No session is open at this proxy just now."),
+    (THREE, "No session is open at this proxy just now; those at the other 2 proxies will end, at a safe point"),
+]
+
+
+@pytest.mark.parametrize(("fleet", "expected"), NOBODY, ids=["no fleet", "alone", "three"])
+def test_a_kick_reaches_other_proxies(
+    server: FakeServer, open_page: OpenPage, fleet: dict[str, object] | None, expected: str
+) -> None:
+    """Whoever has no session here may have some there: then nothing is greyed out."""
+    server.proxy.fleet = fleet
+    server.proxy.backends[3] |= {"sessions": 0, "users": 0}
+    page = open_page(server.url, "explain/nadine%40example.org")
+    page.get_by_text("Next login:").wait_for()
+    page.get_by_role("button", name="Kick…", exact=True).click()
+    page.locator(".effect").get_by_text(expected).wait_for()
+    page.keyboard.press("Escape")
+    page = open_page(server.url)
+    page.get_by_role("button", name="More for dovecot-4").click()
+    kick = page.get_by_role("menuitem", name="Kick all sessions")
+    assert kick.is_enabled() == (fleet is THREE)
+    if fleet is THREE:
+        page = open_page(server.url, "sessions?user=nadine%40example.org")
+        page.get_by_role("button", name="Kick all of these").wait_for()
+
+
+def test_one_session_is_at_one_proxy(server: FakeServer, open_page: OpenPage) -> None:
+    page = open_page(server.url, "sessions?user=alice%40example.org")
+    page.get_by_role("button", name="Kick the session of alice").first.click()
+    assert "1 session will end, at a safe point" in page.locator(".effect").inner_text()
 
 
 def test_sessions_are_turned_page_by_page(server: FakeServer, open_page: OpenPage) -> None:

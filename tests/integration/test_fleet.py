@@ -137,7 +137,7 @@ def test_an_override_at_one_proxy_calls_him_home(start_fleet: StartFleet) -> Non
     assert ends(busy)
     assert backend_of(login.let_in()) == "d3"
     assert other.porter.metrics().total("porter_fleet_waits_total") == 1
-    (waits,) = other.porter.log("fleet.waits")
+    (waits,) = other.porter.wait_for_log("fleet.waits")
     assert (waits["name"], waits["backend"], waits["home"], waits["others"]) == (user, "d1", "d3", 3)
     one.porter.wait_for_log("fleet.order", kind="close", member="b", sessions=3)
     assert backend_of(one.log_in(user)) == "d3", "there he joins them"

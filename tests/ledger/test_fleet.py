@@ -23,16 +23,15 @@ from tests.servers.own_valkey import fleet_settings
 from tests.servers.ports import Ports
 from tests.servers.valkey import PASSWORD, Valkey
 
-pytestmark = pytest.mark.server
+pytestmark = [
+    pytest.mark.server,
+    # coredis leaves them where it cannot connect.
+    pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
+]
 
 PIN_SECONDS = 900.0
 PATIENCE_SECONDS = 20.0
 USER = "imap-porter:user:"
-
-
-@pytest.fixture(autouse=True)
-def emptied(valkey: Valkey) -> None:
-    valkey.ask("FLUSHALL")
 
 
 @asynccontextmanager
@@ -312,9 +311,48 @@ async def test_what_is_said_of_users(valkey: Valkey) -> None:
         await a.put_said({"ann": rows, "bob": [["bob", None, 9.5, "", "", 5, 2]]})
         assert await b.said() == {"ann": rows, "bob": [["bob", None, 9.5, "", "", 5, 2]]}
         assert await b.said(["ann", "nobody"]) == {"ann": rows, "nobody": None}
-        await b.forget_said({"ann": rows, "bob": rows, "nobody": rows})
-        assert list(await a.said()) == ["bob"], "something else is said of him by now"
         await a.put_said({})
+        assert await b.said([]) == {}
+
+
+async def test_what_is_said_is_restored_where_nothing_is(valkey: Valkey) -> None:
+    async with two(valkey) as (a, b):
+        await a.put_said({"ann": [1], "bob": []})
+        assert await b.restore_said({"ann": [2], "bob": [2], "cid": [2], "dan": [3]}) == {"cid", "dan"}
+        assert await a.said() == {"ann": [1], "bob": [], "cid": [2], "dan": [3]}
+        assert await b.restore_said({"cid": [2]}) == set(), "that it is the same is no matter"
+        assert await b.restore_said({}) == set()
+
+
+async def test_of_two_who_restore_one_does(valkey: Valkey) -> None:
+    said = {f"u{number}": [number] for number in range(100)}
+    restored: dict[str, set[str]] = {}
+    async with two(valkey) as (a, b):
+
+        async def restore(name: str, fleet: Fleet) -> None:
+            restored[name] = await fleet.restore_said({user: [*rows, name] for user, rows in said.items()})
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(restore, "a", a)
+            nursery.start_soon(restore, "b", b)
+        assert restored["a"] | restored["b"] == set(said)
+        assert not restored["a"] & restored["b"]
+        assert await a.said() == {user: [*rows, "a" if user in restored["a"] else "b"] for user, rows in said.items()}
+
+
+async def test_what_is_said_is_forgotten_if_it_was_that(valkey: Valkey) -> None:
+    rows = [["ann", "d1", None, 'a "full" d\u00efsk \u4f8b', "ops", 5.5, 1]]
+    async with two(valkey) as (a, b):
+        await a.put_said({"ann": rows, "bob": [1]})
+        await b.forget_said({"ann": rows, "bob": [2], "nobody": rows})
+        assert await a.said() == {"bob": [1]}, "something else is said of him by now"
+        await b.forget_said({"ann": rows})
+        await b.forget_said({})
+        assert await a.said() == {"bob": [1]}
+        # By what was read, as it is done.
+        await b.forget_said(await b.said())
+        assert await a.said() == {}
+        assert valkey.ask("EXISTS", "imap-porter:said") == "0"
 
 
 # --- orders ---
@@ -446,6 +484,8 @@ REQUESTS: dict[str, Callable[[Fleet], Awaitable[Any]]] = {
     "said": lambda fleet: fleet.said(),
     "said of some": lambda fleet: fleet.said(["ann"]),
     "put_said": lambda fleet: fleet.put_said({"ann": [1], "bob": []}),
+    "restore_said": lambda fleet: fleet.restore_said({"ann": [1], "bob": []}),
+    "forget_said": lambda fleet: fleet.forget_said({"ann": [1], "bob": []}),
     "say": lambda fleet: fleet.say([("close", ["ann"])]),
     "earlier": lambda fleet: fleet.earlier(),
     "newest": lambda fleet: fleet.newest(),
@@ -488,6 +528,7 @@ async def test_a_server_that_dies_under_a_request(valkey: Valkey, what: str) -> 
             valkey.send(signal.SIGSTOP)
         nursery.start_soon(request)
         await trio.sleep(0.2)
+        valkey.send(signal.SIGKILL)  # stop() lets it go on before that, long enough for an answer
         valkey.stop()
 
 
@@ -583,6 +624,10 @@ async def test_what_makes_no_sense(valkey: Valkey, words: tuple[str, ...], monke
             else:
                 assert not isinstance(answer, Verdict) or answer.others >= 0, what
             nursery.cancel_scope.cancel()
+        valkey.ask("DEL", words[1])
+        async with short(), member(valkey) as fleet:
+            await request(fleet)
+            assert (await stand(fleet, HERE, "dan")).kind == "in", what
 
 
 async def test_said_among_what_makes_no_sense(valkey: Valkey) -> None:
@@ -606,12 +651,15 @@ async def test_what_the_server_says_can_be_read(valkey: Valkey) -> None:
     try:
         async with connect(fleet_settings(valkey), "a", "i", PIN_SECONDS) as fleet:
             await fleet.tell([("ann", HERE), ("bob", HERE)])
+            await fleet.put_said({"ann": [1]})
             valkey.ask("CONFIG", "SET", "maxmemory", "1")
-            for request in ("beat", "tell", "tell of many", "say", "put_said"):
+            for request in ("beat", "tell", "tell of many", "say", "put_said", "restore_said"):
                 with pytest.raises(FleetLost, match=f"^{valkey.url}: OOM"):
                     await REQUESTS[request](fleet)
             await fleet.tell([("ann", NOTHING), ("bob", NOTHING)])
+            await fleet.forget_said({"ann": [1]})
             assert await fleet.known_here() == set(), "what makes room is possible still"
+            assert await fleet.said() == {}
             await fleet.leave()
     finally:
         valkey.ask("CONFIG", "SET", "maxmemory", "0")

@@ -1,4 +1,4 @@
-"""A Redis of its own for the tests of one folder, emptied for each of them."""
+"""A Redis of its own for tests without processes."""
 
 from __future__ import annotations
 

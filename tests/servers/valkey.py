@@ -37,6 +37,11 @@ class Valkey:
     def password_file(self) -> Path:
         return self.folder / "password"
 
+    @property
+    def process_id(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Return once it listens."""
         with (self.folder / "valkey.log").open("ab") as output:

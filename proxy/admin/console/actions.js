@@ -4,7 +4,8 @@ import { api } from "./api.js";
 import { openDialog } from "./dialog.js";
 import { button, fill, h, note, say, toast } from "./dom.js";
 import { choiceField, numberField, reasonField, timeField } from "./fields.js";
-import { duration, plural, shown } from "./format.js";
+import { count, duration, plural, shown } from "./format.js";
+import { watch } from "./watch.js";
 
 const DAY = 86400;
 const MAX_WEIGHT = 1000;
@@ -152,20 +153,27 @@ export function weight(view) {
 
 // --- sessions and users ---
 
+/** Sessions at so many other proxies of the fleet, for people. */
+const elsewhere = (proxies) => (proxies ? `those at the other ${proxies === 1 ? "proxy" : `${count(proxies)} proxies`}` : "");
+
 /** Whose: {session} or {user} or {address} or {backend}; sessions: how many that are; what: for people. */
 export function kick(whose, sessions, what) {
   change({
     title: `Kick ${what}`,
     verb: "kick",
     body: whose,
-    effect: () =>
-      sessions
-        ? `${plural(sessions, "session")} will end, at a safe point within 5 seconds and then at once. Mail programs log in again by themselves: to keep somebody out, hold him.`
-        : "No session is open at this proxy just now.",
+    effect: () => {
+      const others = whose.session ? "" : elsewhere(watch.otherProxies);
+      const how = "at a safe point within 5 seconds and then at once. Mail programs log in again by themselves: to keep somebody out, hold him.";
+      if (sessions) return `${plural(sessions, "session")}${others && ` and ${others}`} will end, ${how}`;
+      if (!watch.status?.fleet) return "No session is open just now; nothing will happen.";
+      const here = "No session is open at this proxy just now";
+      return others ? `${here}; ${others} will end, ${how}` : `${here}.`;
+    },
     label: "Kick",
     danger: true,
     told: (done) => {
-      const others = done.proxies ? `; ${plural(done.proxies, "other proxy", "other proxies")} told, too` : "";
+      const others = done.proxies ? `; ${plural(done.proxies, "other proxy", "other proxies")} asked, too` : "";
       return `${plural(done.sessions, "session")} of ${what} end${others}.`;
     },
   });

@@ -19,6 +19,12 @@ class Watch extends EventTarget {
   #asking = false;
   #feed = null;
 
+  /** Proxies of its fleet beside this one: what they have is not known here, and a kick reaches it. */
+  get otherProxies() {
+    const { fleet } = this.status ?? {};
+    return fleet?.up ? fleet.members.length - 1 : 0;
+  }
+
   start() {
     this.stop();
     this.#timer = setInterval(() => document.hidden || this.look(), EVERY_SECONDS * 1000);

@@ -190,7 +190,7 @@ function backendActs(record) {
     menuButton(`More for ${shown(name)}`, () => [
       ["Weight…", () => weight(record())],
       ["Take down…", () => down(record()), record().state === "down"],
-      ["Kick all sessions…", () => kick({ backend: name }, record().sessions, `all at ${shown(name)}`), !record().sessions],
+      ["Kick all sessions…", () => kick({ backend: name }, record().sessions, `all at ${shown(name)}`), !record().sessions && !watch.otherProxies],
     ]),
   ];
 }

@@ -48,7 +48,7 @@ export const sessions = {
       back.hidden = on.hidden = back.disabled && on.disabled;
       say(how, told(answer, pages.length));
       table.update(answer.sessions);
-      kickAll.hidden = !answer.total;
+      kickAll.hidden = !answer.total && !watch.otherProxies;
       found = answer.total;
     }
 
