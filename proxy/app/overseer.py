@@ -16,7 +16,7 @@ from proxy.app.registry import Registry
 from proxy.backends.discovered import Found
 from proxy.backends.monitor import Monitor
 from proxy.backends.pool import Pool
-from proxy.ledger.host import know_backends
+from proxy.ledger.accounts import know_backends
 from proxy.model import Endpoint
 from proxy.observe import metrics
 from proxy.observe.log import get_logger

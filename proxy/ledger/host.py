@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
 import trio
 
+from proxy.ledger import accounts
 from proxy.ledger.guests import Guest
 from proxy.ledger.homes import Homes
-from proxy.ledger.moves import Closing
-from proxy.ledger.resident import Move, MoveReason, Occupancy, Resident, Share, Whereabouts, Why
+from proxy.ledger.resident import Occupancy, Share, Whereabouts, Why
 from proxy.model import Placement
-from proxy.observe import metrics
 from proxy.observe.log import get_logger
 from proxy.outcome import Outcome, Refused
 from proxy.settings.backend_models import Routing
@@ -30,40 +29,7 @@ _TICK_SECONDS = 5.0
 _SLICE = 500  # sessions that are released without looking at anything else: about a millisecond
 _MOST_NAMES = 10  # in one line of the log
 
-_MOVES = metrics.counter(
-    "porter_moves_total",
-    "Users whose sessions at a backend had to end, so that they log in elsewhere.",
-    reason=MoveReason,
-)
-_MOVES_IN_FLIGHT = metrics.gauge(
-    "porter_moves_in_flight", "Users whose sessions are being closed for a move, or have just been."
-)
-_WAITING = metrics.gauge("porter_moves_waiting_logins", "Logins that wait until their user's move has ended.")
-_STUCK = metrics.counter(
-    "porter_moves_stuck_total",
-    "Times that sessions had to be told again that they should end, since they were still there.",
-)
-_PINS_DROPPED = metrics.counter(
-    "porter_placement_pins_dropped_total",
-    "Users whose last backend was forgotten before its time, for want of room.",
-)
-_ABANDONED = metrics.counter(
-    "porter_sessions_abandoned_total",
-    "Sessions given up at a backend that could not be reached, and that may live on there.",
-    backend=None,
-)
-_DIVIDED = metrics.counter(
-    "porter_users_divided_total",
-    "Users who turned out to have sessions at two backends; those at one of them were told to end.",
-)
-
 Place = Callable[[], Placement]
-
-
-def know_backends(names: Iterable[str]) -> None:
-    """Make zero visible in what is counted by backend."""
-    for name in names:
-        _ABANDONED.labels(name)
 
 
 class Lodger(Protocol):
@@ -222,7 +188,7 @@ class Ledger:
         if len(queue) >= _MOST_WAITING:
             raise Refused(Outcome.UNAVAILABLE, f"{len(queue)} logins of this user wait already for the end of his move")
         queue.append(waiter)
-        _WAITING.inc()
+        accounts.WAITING.inc()
         try:
             self._act()
             with trio.move_on_after(self._patience):
@@ -233,7 +199,7 @@ class Ledger:
                 self._act()
             raise
         finally:
-            _WAITING.dec()
+            accounts.WAITING.dec()
             if not waiter.decided.is_set():
                 queue.remove(waiter)
             if not queue and self._waiting.get(waiter.name) is queue:
@@ -259,7 +225,7 @@ class Ledger:
         restored = self._homes.restore(guests, now, now - time.monotonic())
         divided = restored.divided
         if divided:
-            _DIVIDED.inc(len(divided))
+            accounts.DIVIDED.inc(len(divided))
             log.warning("ledger.users_divided", users=len(divided), names=divided[:_MOST_NAMES])
         if restored.sessions:
             log.info("ledger.restored", sessions=restored.sessions, sessions_in_all=len(self._homes))
@@ -316,7 +282,7 @@ class Ledger:
         not on the move already.
         """
         parted = [name for name in divided if (there := self.find(name)) is not None and not there.moving]
-        _DIVIDED.inc(len(parted))
+        accounts.DIVIDED.inc(len(parted))
         for name in divided:
             self.move(name)
         return parted
@@ -385,14 +351,14 @@ class Ledger:
             closings, ended = homes.take_closings(), homes.take_ended()
             if not closings and not ended:
                 break
-            _account(closings)
+            accounts.count_closings(closings)
             for closing in closings:
                 self._closer.close(closing.session_ids, closing.outcome, patience=closing.patience)
             for resident, move in ended:
-                _tell(resident, move)
+                accounts.tell_moved(resident, move)
                 self._wake(resident.name)
-        _MOVES_IN_FLIGHT.set(homes.moves_in_flight)
-        _PINS_DROPPED.inc(homes.pins_dropped - self._pins_dropped)
+        accounts.MOVES_IN_FLIGHT.set(homes.moves_in_flight)
+        accounts.PINS_DROPPED.inc(homes.pins_dropped - self._pins_dropped)
         self._pins_dropped = homes.pins_dropped
         if homes.next_due() < self._wakes_at:
             self._hurry.set()
@@ -410,33 +376,6 @@ class Ledger:
             waiter = queue.popleft()
             waiter.answer = answer
             waiter.decided.set()
-
-
-def _account(closings: Iterable[Closing]) -> None:
-    """Count them: all together, for evictions come in thousands."""
-    moves: Counter[MoveReason] = Counter()
-    abandoned: Counter[str] = Counter()
-    for closing in closings:
-        count = len(closing.session_ids)
-        if closing.repeated:
-            _STUCK.inc()
-            log.warning("ledger.move_stuck", name=closing.name, backend=closing.backend, sessions=count)
-            continue
-        moves[closing.reason] += closing.begins
-        if closing.abandoned:
-            abandoned[closing.backend] += closing.abandoned
-    for reason, users in moves.items():
-        _MOVES.labels(reason).inc(users)
-    for backend, sessions in abandoned.items():
-        _ABANDONED.labels(backend).inc(sessions)
-
-
-def _tell(resident: Resident, move: Move) -> None:
-    if move.reason is not None:
-        seconds = trio.current_time() - move.since
-        log.info(
-            "ledger.moved", name=resident.name, backend=resident.backend, reason=move.reason.value, seconds=seconds
-        )
 
 
 class _Waiter:

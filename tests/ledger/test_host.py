@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from proxy.ledger import host
+from proxy.ledger import accounts
 from proxy.ledger.host import Ledger
 from proxy.ledger.session import Session
 from proxy.model import Endpoint, Placement
@@ -192,7 +192,7 @@ async def test_a_login_waits_for_the_sessions_and_the_delay(scene: Opening, auto
         stage.release(leaver)
 
     newcomer = session("ann")
-    moved = value(host._MOVES.labels("home_changed"))
+    moved = value(accounts.MOVES.labels("home_changed"))
     with structlog.testing.capture_logs() as logged:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end, 3.0, first)
@@ -201,9 +201,9 @@ async def test_a_login_waits_for_the_sessions_and_the_delay(scene: Opening, auto
     assert asked == pytest.approx([0.0, 9.0])  # placed anew after the wait
     assert stage.elapsed == pytest.approx(9.0)
     assert stage.closer.calls == [(stage.began, (first.id, second.id), Outcome.MOVED, PATIENCE)]
-    assert value(host._MOVES.labels("home_changed")) == moved + 1
+    assert value(accounts.MOVES.labels("home_changed")) == moved + 1
     assert stage.ledger.moves_in_flight == 0
-    assert value(host._WAITING) == 0
+    assert value(accounts.WAITING) == 0
     assert [(line["event"], line["name"], line["backend"], line["reason"]) for line in logged] == [
         ("ledger.moved", "ann", "a", "home_changed")
     ]
@@ -228,10 +228,10 @@ async def test_waiting_logins_get_in_in_their_order(scene: Opening, autojump_clo
         for number in range(10):
             nursery.start_soon(log_in, number)
         await trio.sleep(1)
-        assert value(host._WAITING) == 10
+        assert value(accounts.WAITING) == 10
         stage.release(there)
     assert sorted(ends) == [(number, "connections_per_user" if number >= 7 else "") for number in range(10)]
-    assert value(host._WAITING) == 0
+    assert value(accounts.WAITING) == 0
 
 
 async def test_the_delay_alone_is_waited_for(scene: Opening, autojump_clock: MockClock) -> None:
@@ -366,7 +366,7 @@ async def test_whoever_gives_up_leaves_nothing(gives_up_at: float, scene: Openin
             await trio.sleep(gives_up_at - 5.0)
         giving_up.cancel()
     assert stage.ledger._waiting == {}
-    assert value(host._WAITING) == 0
+    assert value(accounts.WAITING) == 0
     stage.release(there)
     await trio.sleep(100)
     assert holds_nothing(stage.ledger)
@@ -430,8 +430,8 @@ async def test_an_eviction_is_spread_evenly(scene: Opening, autojump_clock: Mock
     stage = scene(moves_in_flight=1)
     sessions = [await stage.log_in(str(number), placed("a")) for number in range(100)]
     stage.closer.then = lambda session_ids: stage.release(*(each for each in sessions if each.id in session_ids))
-    host.know_backends("a")
-    before = value(host._ABANDONED.labels("a"))
+    accounts.know_backends("a")
+    before = value(accounts.ABANDONED.labels("a"))
     with structlog.testing.capture_logs() as logged:
         assert stage.ledger.evict("a", Outcome.BACKEND_CLOSED, spread=10.0, patience=0.0) == 100
     assert [(line["event"], line["users"]) for line in logged] == [("ledger.evicting", 100)]
@@ -440,7 +440,7 @@ async def test_an_eviction_is_spread_evenly(scene: Opening, autojump_clock: Mock
     assert len(times) == 100
     assert all(number / 10 - 0.001 <= time <= (number + 1) / 10 + 0.001 for number, time in enumerate(times))
     assert {call[2:] for call in stage.closer.calls} == {(Outcome.BACKEND_CLOSED, 0.0)}
-    assert value(host._ABANDONED.labels("a")) == before + 100
+    assert value(accounts.ABANDONED.labels("a")) == before + 100
     await trio.sleep(DELAY)
     assert stage.ledger.moves_in_flight == 0
     assert len(stage.ledger) == 0
@@ -455,8 +455,8 @@ async def test_a_move_counts_once_and_only_who_was_let_in_is_abandoned(
     for verified in (True, False):  # these have got no answer from their backend yet
         await stage.ledger.admit(session("ann"), lambda: placed("a"), verified=verified)
     await stage.ledger.admit(session("bob"), lambda: placed("a"), verified=True)
-    host.know_backends("a")
-    metrics = [host._MOVES.labels("request"), host._MOVES.labels("eviction"), host._ABANDONED.labels("a")]
+    accounts.know_backends("a")
+    metrics = [accounts.MOVES.labels("request"), accounts.MOVES.labels("eviction"), accounts.ABANDONED.labels("a")]
     before = [value(each) for each in metrics]
     stage.ledger.move("ann")
     for _ in range(2):
@@ -562,11 +562,11 @@ async def test_pins_that_are_dropped_are_counted(
 ) -> None:
     stage = scene()
     monkeypatch.setattr(stage.ledger._homes._pins, "_most", 3)
-    before = value(host._PINS_DROPPED)
+    before = value(accounts.PINS_DROPPED)
     for number in range(5):
         stage.release(await stage.log_in(str(number), placed("a")))
     await trio.sleep(10)
-    assert value(host._PINS_DROPPED) == before + 2
+    assert value(accounts.PINS_DROPPED) == before + 2
 
 
 # --- all of it at random ---

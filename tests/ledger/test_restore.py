@@ -13,7 +13,7 @@ import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from proxy.ledger import host
+from proxy.ledger import accounts
 from proxy.ledger.guests import Guest
 from proxy.ledger.homes import Homes
 from proxy.ledger.host import Ledger
@@ -132,7 +132,7 @@ async def test_a_user_at_two_backends(sessions: list[tuple[str, float]], home: s
     made, closer = ledger()
     guests = [guest(backend=backend, age=age) for backend, age in sessions]
     strays = [each for each in guests if each.backend != home]
-    before = host._DIVIDED.value
+    before = accounts.DIVIDED.value
     with structlog.testing.capture_logs() as logged:
         made.restore([*guests, guest("bob", "a")])
         assert set(itertools.chain(*closer.told())) == set(ids(*strays))
@@ -142,7 +142,7 @@ async def test_a_user_at_two_backends(sessions: list[tuple[str, float]], home: s
     assert [(line["log_level"], line["names"]) for line in logged if line["event"] == "ledger.users_divided"] == [
         ("warning", ("ann",))
     ]
-    assert host._DIVIDED.value == before + 1
+    assert accounts.DIVIDED.value == before + 1
     assert backend_of(made) == home
     assert made.residents_of(home).users == 1 + (home == "a")
     for each in guests:
