@@ -35,6 +35,7 @@ pytestmark = pytest.mark.server
 
 SEED = 20240507
 WALK_SECONDS = 22
+MORE_WALKS = 3
 MOST = 2  # sessions of one user
 THREADS = 3  # who try to have one of his
 SETTLED_SECONDS = 6  # move_patience, move_delay, and what it takes to become a member again
@@ -170,6 +171,10 @@ def test_nobody_is_at_two_backends_of_a_fleet(casts: list[Cast], valkey: Valkey)
     for visitor in visitors:
         visitor.start()
     away = walk(casts, valkey)
+    for _ in range(MORE_WALKS):  # on a machine with much else to do
+        if has_seen_enough(visitors):
+            break
+        away += walk(casts, valkey)
     for visitor in visitors:
         visitor.stopping.set()
     for visitor in visitors:
@@ -178,9 +183,7 @@ def test_nobody_is_at_two_backends_of_a_fleet(casts: list[Cast], valkey: Valkey)
         if visitor.problem is not None:
             raise visitor.problem
     assert away
-    assert sum(visitor.sessions for visitor in visitors) > 100, "there was something to see"
-    assert sum(visitor.limited for visitor in visitors) > 10, "the limit was met"
-    assert sum(len(visitor.seen) > 1 for visitor in visitors) > 5, "people have moved"
+    assert has_seen_enough(visitors)
     for cast in casts:
         cast.porter.stop()
         assert cast.porter.log("ledger.move_stuck") == []
@@ -190,6 +193,13 @@ def test_nobody_is_at_two_backends_of_a_fleet(casts: list[Cast], valkey: Valkey)
         mine = sorted((each for each in sessions if each.user == user), key=lambda each: each.began)
         assert divided(mine, away) == []
         assert crowded(mine, away) == []
+
+
+def has_seen_enough(visitors: list[Visitor]) -> bool:
+    """Whether there was something to see, the limit was met, and people have moved."""
+    moved = sum(len(visitor.seen) > 1 for visitor in visitors)
+    sessions, limited = sum(visitor.sessions for visitor in visitors), sum(visitor.limited for visitor in visitors)
+    return sessions > 100 and limited > 10 and moved > 5
 
 
 def divided(mine: list[Span], away: list[Away]) -> list[tuple[Span, Span]]:
