@@ -204,16 +204,16 @@ def test_sessions_are_ended(house: House) -> None:
     house.change("kick", 404, backend="d9")
     house.change("kick", 400, session=mine["id"], user=USER)
 
-    assert house.change("kick", session=mine["id"]) == {"sessions": 1}
+    assert house.change("kick", session=mine["id"]) == {"sessions": 1, "proxies": 0}
     assert ends(first, Outcome.KICKED)
     assert wait_for(lambda: len(house.sessions(user=USER)) == 1)
-    assert house.change("kick", user=USER) == {"user": USER, "sessions": 1}
+    assert house.change("kick", user=USER) == {"user": USER, "sessions": 1, "proxies": 0}
     assert ends(second, Outcome.KICKED)
     there = backend_of(third)
     count = len(house.sessions(backend=there))
     assert house.change("kick", backend=there) == {"sessions": count}
     assert ends(third, Outcome.KICKED)
-    assert house.change("kick", address="192.0.2.1") == {"sessions": 0}
+    assert house.change("kick", address="192.0.2.1") == {"sessions": 0, "proxies": 0}
     assert wait_for(lambda: len(house.sessions(backend=there)) == 0)
     left = len(house.sessions())
     assert house.change("kick", address="127.0.0.1") == {"sessions": left}

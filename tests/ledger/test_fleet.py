@@ -23,11 +23,7 @@ from tests.servers.own_valkey import fleet_settings
 from tests.servers.ports import Ports
 from tests.servers.valkey import PASSWORD, Valkey
 
-pytestmark = [
-    pytest.mark.server,
-    # coredis leaves them where it cannot connect.
-    pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
-]
+pytestmark = pytest.mark.server
 
 PIN_SECONDS = 900.0
 PATIENCE_SECONDS = 20.0

@@ -21,11 +21,7 @@ from tests.app.fleet_proxies import PATIENCE_SECONDS, Proxy, make_brisk, new_pro
 from tests.servers.own_valkey import ask
 from tests.servers.valkey import Valkey
 
-pytestmark = [
-    pytest.mark.server,
-    # coredis leaves them where it cannot connect.
-    pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
-]
+pytestmark = pytest.mark.server
 
 MEMBERS = "abc"
 NAMES = ("ann", "bob", "cid")
