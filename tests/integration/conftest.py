@@ -78,7 +78,15 @@ def dovecots(folder: Path, pki: Pki, ports: Ports, inboxes: dict[str, list[bytes
 
 
 @pytest.fixture
-def start_porter(folder: Path, pki: Pki, ports: Ports, request: pytest.FixtureRequest) -> Iterator[StartPorter]:
+def own_ports() -> Iterator[Ports]:
+    """For what one test starts: each port that is taken is a descriptor until it is given back."""
+    ports = Ports()
+    yield ports
+    ports.close()
+
+
+@pytest.fixture
+def start_porter(folder: Path, pki: Pki, own_ports: Ports, request: pytest.FixtureRequest) -> Iterator[StartPorter]:
     """Start a proxy with some settings of its own; it is stopped, and looked over, when the test ends.
 
     Keyword arguments are top-level settings, or some keys of those that are mappings; `backends_url` gives the backends
@@ -91,7 +99,7 @@ def start_porter(folder: Path, pki: Pki, ports: Ports, request: pytest.FixtureRe
         if urls is None:
             dovecots: list[Dovecot] = request.getfixturevalue("dovecots")
             urls = {server.name: f"imap://127.0.0.1:{server.imap_port}" for server in dovecots}
-        settings, taken = porter_settings(pki, urls, ports)
+        settings, taken = porter_settings(pki, urls, own_ports)
         for key, value in changes.items():
             settings[key] = {**settings[key], **value} if isinstance(settings.get(key), dict) else value
         porter = Porter(Path(tempfile.mkdtemp(prefix="porter-", dir=folder)), settings, pki, taken)
@@ -157,12 +165,12 @@ def three(folder: Path, pki: Pki, ports: Ports) -> Iterator[list[Dovecot]]:
 
 
 @pytest.fixture
-def start_cast(folder: Path, pki: Pki, ports: Ports, three: list[Dovecot]) -> Iterator[StartCast]:
+def start_cast(folder: Path, pki: Pki, own_ports: Ports, three: list[Dovecot]) -> Iterator[StartCast]:
     casts: list[Cast] = []
 
     def start(**changes: Any) -> Cast:
         urls = {server.name: f"imap://127.0.0.1:{server.imap_port}" for server in three}
-        settings, taken = porter_settings(pki, urls, ports)
+        settings, taken = porter_settings(pki, urls, own_ports)
         place = Path(tempfile.mkdtemp(prefix="placed-", dir=folder))
         settings["admin"] = {"socket": str(place / "admin.sock")}
         settings["timeouts"] |= {"backend_connect": "1s", "backend_login": "2s"}
@@ -193,9 +201,9 @@ def start_cast(folder: Path, pki: Pki, ports: Ports, three: list[Dovecot]) -> It
 
 
 @pytest.fixture
-def valkey(pki: Pki, ports: Ports) -> Iterator[Valkey]:
+def valkey(pki: Pki, own_ports: Ports) -> Iterator[Valkey]:
     with tempfile.TemporaryDirectory(prefix="valkey-") as folder:
-        server = write_valkey(Path(folder) / "server", pki, ports)
+        server = write_valkey(Path(folder) / "server", pki, own_ports)
         server.start()
         try:
             yield server

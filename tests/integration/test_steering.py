@@ -211,12 +211,12 @@ def test_sessions_are_ended(house: House) -> None:
     assert ends(second, Outcome.KICKED)
     there = backend_of(third)
     count = len(house.sessions(backend=there))
-    assert house.change("kick", backend=there) == {"sessions": count}
+    assert house.change("kick", backend=there) == {"sessions": count, "proxies": 0}
     assert ends(third, Outcome.KICKED)
     assert house.change("kick", address="192.0.2.1") == {"sessions": 0, "proxies": 0}
     assert wait_for(lambda: len(house.sessions(backend=there)) == 0)
     left = len(house.sessions())
-    assert house.change("kick", address="127.0.0.1") == {"sessions": left}
+    assert house.change("kick", address="127.0.0.1") == {"sessions": left, "proxies": 0}
     assert ends(fourth, Outcome.KICKED)
     closed = house.porter.wait_for_log("session.closed", 4, outcome="kicked")
     assert {line["name"] for line in closed} == {USER, OTHER_USER, "u07"}
