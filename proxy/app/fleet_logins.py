@@ -108,7 +108,7 @@ class Logins:
         backend = ledger.admit_now(guest, login.place, verified=login.verified)
         if backend is None:
             return None
-        verdict = await self._ask(login, firm=False)
+        verdict = await self._ask(login, firm="0")
         if (verdict is None or verdict.kind == "in") and not self._leaves(guest.name):
             return backend, 0 if verdict is None else verdict.others_counted
         ledger.release(guest, opened=False)
@@ -118,7 +118,7 @@ class Logins:
 
     async def _find_a_place(self, login: _Login) -> tuple[str, int]:
         ledger, guest, name = self._ledger, login.guest, login.guest.name
-        firm, bound = False, ""
+        firm, bound = "0", ""
         while True:
             where = partial(_bound, login.place, bound) if bound else login.place
             backend = ledger.admit_now(guest, where, verified=login.verified)
@@ -129,16 +129,16 @@ class Logins:
             if (verdict is None or verdict.kind == "in") and not self._leaves(name):
                 return backend, 0 if verdict is None else verdict.others_counted
             ledger.release(guest, opened=False)
-            firm, bound = False, ""
+            firm, bound = "0", ""
             if verdict is None or verdict.kind == "in":
                 continue  # meanwhile his sessions were told to end, and nobody could be told so of this one
             if verdict.kind == "full":
                 raise self._too_many(verdict)
-            if verdict.kind == "was":
-                firm = True
+            home = login.place()
+            if verdict.kind == "was" and trio.current_time() < login.gives_up_at:
+                firm = verdict.left  # if he has been elsewhere since, that is another question
                 ledger.remember(name, verdict.backend, verdict.seconds, sticky=verdict.sticky)
                 continue
-            home = login.place()
             if trio.current_time() >= login.gives_up_at:
                 detail = f"his {verdict.others} sessions at other proxies, at {verdict.backend}, have not ended"
                 raise Refused(Outcome.UNAVAILABLE, detail)
@@ -150,7 +150,7 @@ class Logins:
                 self._have_him_leave(login, verdict, home)
                 await trio.sleep(_LOOK_SECONDS)
 
-    async def _ask(self, login: _Login, *, firm: bool) -> Verdict | None:
+    async def _ask(self, login: _Login, *, firm: str) -> Verdict | None:
         """As _stand(); whoever does not hear the answer has no place."""
         try:
             return await self._stand(login.guest.name, verified=login.verified, firm=firm)
@@ -171,7 +171,7 @@ class Logins:
             self._orders.say("close", [[name, verdict.backend]])
             login.asks_again_at = now + _ASK_AGAIN_SECONDS
 
-    async def _stand(self, name: str, *, verified: bool, firm: bool) -> Verdict | None:
+    async def _stand(self, name: str, *, verified: bool, firm: str) -> Verdict | None:
         """What the fleet says to one session more; None: there is none."""
         fleet = self.fleet
         if fleet is None:

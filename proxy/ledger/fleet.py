@@ -17,7 +17,7 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,6 +90,7 @@ class Verdict:
     others_counted: int = 0  # of them in connections_per_user
     seconds: float = 0.0  # since his last session ended, where that is remembered
     sticky: bool = False  # whether he may go back there
+    left: str = field(default="", compare=False)  # of `was`: when that was, for stand(firm=)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +202,13 @@ class Fleet:
 
     # --- users ---
 
-    async def stand(self, name: str, share: Share, *, most: int, firm: bool) -> Verdict:
+    async def stand(self, name: str, share: Share, *, most: int, firm: bool | str) -> Verdict:
         """Ask for a login, `share` counting it already.
 
         Args:
             most: How many of his sessions may count; -1: no matter.
-            firm: That he was elsewhere until a while ago is known, and has been decided on.
+            firm: That he was elsewhere until a while ago is known, and has been decided on; a text: until then, as
+                `Verdict.left` has it, and whoever was there later still is asked about again.
         """
         began = trio.current_time()
         try:
@@ -267,10 +269,18 @@ class Fleet:
             requests = [ask(pipeline) for ask in questions]
         return [await request for request in requests]
 
-    def _question(self, name: str, share: Share, most: int, firm: bool) -> _Ask:
+    def _question(self, name: str, share: Share, most: int, firm: bool | str) -> _Ask:
         left = -1.0 if share.left_seconds is None else share.left_seconds
         about: list[str | float] = [self._member, name, share.backend, share.sessions, share.counted, most]
-        arguments = [*about, int(firm), left, int(share.sticky), self._pin_seconds, int(KEEP_SECONDS), DEAD_SECONDS]
+        arguments = [
+            *about,
+            firm if isinstance(firm, str) else int(firm),
+            left,
+            int(share.sticky),
+            self._pin_seconds,
+            int(KEEP_SECONDS),
+            DEAD_SECONDS,
+        ]
         script = self._stand if share.sessions else self._depart
         keys = [USER + name, MEMBERS, self._here]
         return lambda client: script(keys=keys, args=arguments, client=client)
@@ -429,8 +439,8 @@ class _Question:
 
 
 def _verdict(answer: Any) -> Verdict:
-    kind, backend, others, counted, seconds, sticky = answer
-    return Verdict(kind, backend, int(others), int(counted), max(0.0, float(seconds)), sticky == "1")
+    kind, backend, others, counted, seconds, sticky, *left = answer
+    return Verdict(kind, backend, int(others), int(counted), max(0.0, float(seconds)), sticky == "1", *left)
 
 
 def _order(entry: Any) -> Order:

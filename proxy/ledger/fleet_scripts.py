@@ -31,15 +31,16 @@ HERE: Final = PREFIX + "here:"
 EVEN_IF_FULL: Final = "#!lua flags=allow-oom\n"
 
 # Keys: user, members, here. Arguments: member, name, backend, sessions, how many count, the most that may count (-1:
-# no matter), firm (1: he goes there though he was elsewhere), seconds since he left (-1: nothing to remember), sticky,
-# seconds that this is remembered, seconds that sessions are, seconds after which a silent member is dead.
-# Answers: what, backend, others' sessions, how many of those count, seconds since he left, sticky.
+# no matter), firm (1, or when he left: he goes there though he was elsewhere until then), seconds since he left (-1:
+# nothing to remember), sticky, seconds that this is remembered, seconds that sessions are, seconds after which a silent
+# member is dead. Answers: what, backend, others' sessions, how many of those count, seconds since he left, sticky, and
+# of `was` when he left.
 STAND: Final = """
 local member, name, backend = ARGV[1], ARGV[2], ARGV[3]
 local present, counted, most = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
-local at, left, sticky = '', nil, '0'
+local at, left, left_text, sticky = '', nil, '', '0'
 local others, others_counted, was_here, lost = 0, 0, false, false
 
 local user = redis.call('HGETALL', KEYS[1])
@@ -48,7 +49,7 @@ for i = 1, #user, 2 do
   if field == '@backend' then
     at = value
   elseif field == '@left' then
-    left = tonumber(value)
+    left, left_text = tonumber(value), value
   elseif field == '@sticky' then
     sticky = value
   elseif field == member then
@@ -74,8 +75,9 @@ if present > 0 then
     return {'elsewhere', at, others, others_counted, '0', '0'}
   end
   local remembered = left and now - left < tonumber(ARGV[10])
-  if ARGV[7] == '0' and remembered and others == 0 and not was_here and at ~= backend then
-    return {'was', at, 0, 0, tostring(now - left), sticky}
+  local decided = ARGV[7] == '1' or (left_text ~= '' and ARGV[7] == left_text)
+  if not decided and remembered and others == 0 and not was_here and at ~= backend then
+    return {'was', at, 0, 0, tostring(now - left), sticky, left_text}
   end
   if most >= 0 and others_counted + counted > most then
     return {'full', at, others, others_counted, '0', '0'}
