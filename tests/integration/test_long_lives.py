@@ -121,8 +121,8 @@ def test_drain_ends_sessions_at_safe_points(many: Callable[..., Porter], pki: Pk
         assert porter.process.wait(20) == 0
     assert [record.name for record in records if not record.farewell] == []
     assert [record.name for record in records if record.torn] == []
-    # A command and the farewell may cross: the more, the later a client reads.
-    assert sum(record.lost for record in records) <= len(names[250:500]) // 20
+    # A command and the farewell may cross.
+    assert sum(record.lost for record in records) <= 5
 
 
 def test_a_storm_of_logins(many: Callable[..., Porter], pki: Pki) -> None:
